@@ -1,0 +1,1 @@
+"""KVM and QEMU guests for virtd, through libvirt."""

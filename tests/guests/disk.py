@@ -1,0 +1,91 @@
+"""The demo guest as a disk: boots by BIOS and by UEFI, made without root and without loop devices.
+
+A master boot record with one FAT partition, which is also the EFI system partition. GRUB for the
+BIOS is in the gap before the partition, GRUB for UEFI is a file in it.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+from tests.guests.tools import GuestBuildError, need_file, run
+
+_MIB = 1024 * 1024
+_SECTOR = 512
+_SIZE = 40 * _MIB
+_PARTITION_START = 1 * _MIB
+_BOOT_CODE_SIZE = 440
+_HEADS, _SECTORS_PER_TRACK = 64, 32
+_SIGNATURE = 0x564D4430
+_EFI_SYSTEM_PARTITION = 0xEF
+_GRUB = Path("/usr/lib/grub")
+
+_GRUB_MODULES = (
+    *("boot", "configfile", "echo", "fat", "linux", "normal"),
+    *("part_msdos", "search", "search_fs_file", "serial", "terminal"),
+)
+
+_EARLY_CONFIG = """\
+search --no-floppy --file /vmlinuz --set=root
+set prefix=($root)/
+configfile /grub.cfg
+"""
+
+_CONFIG = """\
+serial --unit=0 --speed=115200
+set timeout=0
+linux /vmlinuz {cmdline}
+initrd /initrd
+boot
+"""
+
+
+def build(kernel: Path, initrd: Path, cmdline: str, scratch: Path, target: Path) -> None:
+    """Write the disk, a qcow2 file."""
+    raw = scratch / "disk.raw"
+    core = _grub_image("i386-pc", "grub-pc-bin", scratch / "core.img", "biosdisk")
+    efi = _grub_image("x86_64-efi", "grub-efi-amd64-bin", scratch / "BOOTX64.EFI")
+    _write_boot_record(raw, core.read_bytes())
+    config = scratch / "grub.cfg"
+    config.write_text(_CONFIG.format(cmdline=cmdline))
+    partition = f"{raw}@@{_PARTITION_START}"
+    sectors = (_SIZE - _PARTITION_START) // _SECTOR
+    geometry = ("-T", str(sectors), "-h", str(_HEADS), "-s", str(_SECTORS_PER_TRACK))
+    # The serial number is given so that the same content gives the same bytes.
+    run("mformat", "-i", partition, *geometry, "-N", f"{_SIGNATURE:08x}", "-v", "DEMO", "::")
+    run("mmd", "-i", partition, "::/EFI", "::/EFI/BOOT")
+    for source, name in (
+        (efi, "EFI/BOOT/BOOTX64.EFI"),
+        (config, "grub.cfg"),
+        (kernel, "vmlinuz"),
+        (initrd, "initrd"),
+    ):
+        run("mcopy", "-i", partition, source, f"::/{name}")
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, target)
+
+
+def _grub_image(platform: str, package: str, target: Path, *modules: str) -> Path:
+    """Make a GRUB that reads the configuration in the partition."""
+    early = target.with_suffix(".cfg")
+    early.write_text(_EARLY_CONFIG)
+    folder = need_file(_GRUB / platform / "moddep.lst", package).parent
+    options = ("-d", folder, "-O", platform, "-p", "/", "-c", early, "-o", target)
+    run("grub-mkimage", *options, *modules, *_GRUB_MODULES)
+    return target
+
+
+def _write_boot_record(disk: Path, core: bytes) -> None:
+    """Write GRUB's boot code, the partition table and GRUB itself into the first MiB."""
+    boot = need_file(_GRUB / "i386-pc/boot.img", "grub-pc-bin").read_bytes()
+    if _SECTOR + len(core) > _PARTITION_START:
+        raise GuestBuildError(f"GRUB is too large for the gap: {len(core)} bytes")
+    first, count = _PARTITION_START // _SECTOR, (_SIZE - _PARTITION_START) // _SECTOR
+    unused_chs = b"\xfe\xff\xff"
+    entry = struct.pack(
+        "<B3sB3sII", 0x80, unused_chs, _EFI_SYSTEM_PARTITION, unused_chs, first, count
+    )
+    table = struct.pack("<IH", _SIGNATURE, 0) + entry + bytes(3 * len(entry)) + b"\x55\xaa"
+    with disk.open("wb") as stream:
+        stream.write(boot[:_BOOT_CODE_SIZE] + table + core)
+        stream.truncate(_SIZE)

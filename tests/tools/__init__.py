@@ -1,0 +1,1 @@
+"""Developer commands that tests run too."""

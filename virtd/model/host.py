@@ -1,0 +1,94 @@
+"""Hosts: one hypervisor endpoint each, and what it can do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from virtd.errors import ErrorRecord
+
+
+class HostState(StrEnum):
+    """CONNECTING: never reached yet.  UNREACHABLE: was or should be there and does not answer."""
+
+    CONNECTING = "CONNECTING"
+    CONNECTED = "CONNECTED"
+    UNREACHABLE = "UNREACHABLE"
+
+
+class CapabilityLevel(StrEnum):
+    """How well a capability is there.  EMULATED: virtd's core does it by other means, honestly."""
+
+    NATIVE = "NATIVE"
+    EMULATED = "EMULATED"
+    PARTIAL = "PARTIAL"
+    UNSUPPORTED = "UNSUPPORTED"
+    UNKNOWN = "UNKNOWN"
+
+
+class CapabilityProvenance(StrEnum):
+    """How virtd knows: the backend says so, this host was probed, or the conformance kit proved it."""
+
+    DECLARED = "DECLARED"
+    PROBED = "PROBED"
+    VERIFIED = "VERIFIED"
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """One ability of one host: ``id`` is a constant of :mod:`virtd.backend.capabilities`.
+
+    ``reason`` is mandatory for every level but NATIVE: it is what a caller is told.
+    """
+
+    id: str
+    level: CapabilityLevel
+    provenance: CapabilityProvenance
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AcceleratorStatus:
+    """Whether an accelerator really works here, how that was found out, and why (not)."""
+
+    accelerator: str
+    usable: bool
+    reason: str
+    provenance: CapabilityProvenance = CapabilityProvenance.PROBED
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What a probe found.  None is unknown."""
+
+    hypervisor: str = ""
+    hypervisor_version: str = ""
+    api: str = ""
+    api_version: str = ""
+    hostname: str = ""
+    architecture: str = ""
+    cpu_model: str = ""
+    cpus: int | None = None
+    memory_bytes: int | None = None
+    default_accelerator: str = ""
+    accelerators: tuple[AcceleratorStatus, ...] = ()
+    capabilities: tuple[Capability, ...] = ()
+    machines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """One hypervisor endpoint.  ``name`` is ``hosts/{host}``; ``uri`` never shows a password."""
+
+    name: str
+    backend: str
+    uri: str
+    state: HostState = HostState.CONNECTING
+    facts: HostFacts = field(default_factory=HostFacts)
+    last_error: ErrorRecord | None = None
+    last_contact_time: datetime | None = None
+    guest_count: int | None = None
+    origin: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Generated from proto/virtd/v1; never edited by hand."""
