@@ -52,9 +52,7 @@ class CpioWriter:
         if "/" in path:
             self.directory(path.rpartition("/")[0])
 
-    def _entry(
-        self, path: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)
-    ) -> None:
+    def _entry(self, path: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)) -> None:
         name = path.encode() + b"\0"
         self._inode += 1
         links = 2 if stat.S_ISDIR(mode) else 1

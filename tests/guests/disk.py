@@ -17,6 +17,8 @@ _SIZE = 40 * _MIB
 _PARTITION_START = 1 * _MIB
 _BOOT_CODE_SIZE = 440
 _HEADS, _SECTORS_PER_TRACK = 64, 32
+# GRUB reads cluster by cluster: large ones, though not so large that the file system is no FAT16.
+_SECTORS_PER_CLUSTER = 16
 _SIGNATURE = 0x564D4430
 _EFI_SYSTEM_PARTITION = 0xEF
 _GRUB = Path("/usr/lib/grub")
@@ -51,7 +53,7 @@ def build(kernel: Path, initrd: Path, cmdline: str, scratch: Path, target: Path)
     config.write_text(_CONFIG.format(cmdline=cmdline))
     partition = f"{raw}@@{_PARTITION_START}"
     sectors = (_SIZE - _PARTITION_START) // _SECTOR
-    geometry = ("-T", str(sectors), "-h", str(_HEADS), "-s", str(_SECTORS_PER_TRACK))
+    geometry = ("-T", str(sectors), "-h", str(_HEADS), "-s", str(_SECTORS_PER_TRACK), "-c", str(_SECTORS_PER_CLUSTER))
     # The serial number is given so that the same content gives the same bytes.
     run("mformat", "-i", partition, *geometry, "-N", f"{_SIGNATURE:08x}", "-v", "DEMO", "::")
     run("mmd", "-i", partition, "::/EFI", "::/EFI/BOOT")
@@ -82,9 +84,7 @@ def _write_boot_record(disk: Path, core: bytes) -> None:
         raise GuestBuildError(f"GRUB is too large for the gap: {len(core)} bytes")
     first, count = _PARTITION_START // _SECTOR, (_SIZE - _PARTITION_START) // _SECTOR
     unused_chs = b"\xfe\xff\xff"
-    entry = struct.pack(
-        "<B3sB3sII", 0x80, unused_chs, _EFI_SYSTEM_PARTITION, unused_chs, first, count
-    )
+    entry = struct.pack("<B3sB3sII", 0x80, unused_chs, _EFI_SYSTEM_PARTITION, unused_chs, first, count)
     table = struct.pack("<IH", _SIGNATURE, 0) + entry + bytes(3 * len(entry)) + b"\x55\xaa"
     with disk.open("wb") as stream:
         stream.write(boot[:_BOOT_CODE_SIZE] + table + core)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import re
 from pathlib import Path
 
 from tests.guests.cpio import CpioWriter
-from tests.guests.kernel import Kernel
+from tests.guests.kernel import Content, Kernel
 from tests.guests.tools import GuestBuildError, need_tool, run
 
 ROOTFS = Path(__file__).with_name("rootfs")
@@ -56,7 +57,7 @@ def host_inputs() -> dict[str, Path]:
 
 
 def build(kernel: Kernel) -> bytes:
-    """Return the initramfs, an uncompressed cpio archive."""
+    """Return the initramfs, a compressed cpio archive."""
     missing = kernel.unknown(_ESSENTIAL)
     if missing:
         raise GuestBuildError(f"kernel {kernel.release} lacks the modules {', '.join(missing)}")
@@ -75,7 +76,8 @@ def build(kernel: Kernel) -> bytes:
     _add_programs(archive)
     _add_modules(archive, kernel)
     archive.end()
-    return stream.getvalue()
+    # Any kernel reads gzip; without a time in it, the same content gives the same bytes.
+    return gzip.compress(stream.getvalue(), mtime=0)
 
 
 def _add_rootfs(archive: CpioWriter) -> None:
@@ -102,24 +104,25 @@ def _add_programs(archive: CpioWriter) -> None:
 def _add_modules(archive: CpioWriter, kernel: Kernel) -> None:
     folder = f"lib/modules/{kernel.release}"
     modules = kernel.closure((*BOOT_MODULES, *MORE_MODULES))
-    dependencies = []
-    for name, (data, needs) in modules.items():
-        archive.file(f"{folder}/{name}.ko", data)
-        files = [f"{need}.ko" for need in _all_needs(needs, modules)]
+    dependencies, aliases = [], []
+    for name, content in modules.items():
+        archive.file(f"{folder}/{name}.ko", content.data)
+        files = [f"{need}.ko" for need in _all_needs(content.needs, modules)]
+        aliases += [f"alias {alias} {name}\n" for alias in content.aliases]
         dependencies.append(f"{name}.ko: {' '.join(files)}\n")
     archive.file(f"{folder}/modules.dep", "".join(dependencies).encode())
+    # With these, mounting a file system loads its module.
+    archive.file(f"{folder}/modules.alias", "".join(aliases).encode())
     wanted = [name for name in BOOT_MODULES if name in modules]
     archive.file("etc/modules", ("\n".join(wanted) + "\n").encode())
 
 
-def _all_needs(
-    needs: tuple[str, ...], modules: dict[str, tuple[bytes, tuple[str, ...]]]
-) -> list[str]:
+def _all_needs(needs: tuple[str, ...], modules: dict[str, Content]) -> list[str]:
     """Return all that is needed, directly or not, in the order modules.dep wants: last first."""
     order: dict[str, None] = {}
     for need in needs:
         order[need] = None
-        for deeper in _all_needs(modules[need][1], modules):
+        for deeper in _all_needs(modules[need].needs, modules):
             order.pop(deeper, None)
             order[deeper] = None
     return list(order)

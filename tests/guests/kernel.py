@@ -52,6 +52,15 @@ class Module:
                 return data
 
 
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What is in a module: its bytes, the modules it needs, the names it also answers to."""
+
+    data: bytes
+    needs: tuple[str, ...]
+    aliases: tuple[str, ...]
+
+
 class Kernel:
     """An unpacked kernel: its image, and its modules by name."""
 
@@ -64,13 +73,13 @@ class Kernel:
         builtin = (modules / "modules.builtin").read_text().split()
         self._builtin = {_canonical(Path(line).name.removesuffix(".ko")) for line in builtin}
 
-    def closure(self, names: Iterable[str]) -> dict[str, tuple[bytes, tuple[str, ...]]]:
-        """Return the modules and all they depend on, each with its content and dependencies.
+    def closure(self, names: Iterable[str]) -> dict[str, Content]:
+        """Return the modules and all they depend on, each with its content.
 
         What a module needs comes before it. Names that are built into the kernel, and names this
         kernel does not know, are left out.
         """
-        found: dict[str, tuple[bytes, tuple[str, ...]]] = {}
+        found: dict[str, Content] = {}
         for name in names:
             self._add(_canonical(name), found)
         return found
@@ -80,15 +89,16 @@ class Kernel:
         known = self._builtin | self._modules.keys()
         return [name for name in names if _canonical(name) not in known]
 
-    def _add(self, name: str, found: dict[str, tuple[bytes, tuple[str, ...]]]) -> None:
+    def _add(self, name: str, found: dict[str, Content]) -> None:
         module = self._modules.get(name)
         if module is None or name in found:
             return
         data = module.read()
-        needs = tuple(need for need in _needs(data) if need in self._modules)
+        depends = ",".join(_information(data, "depends")).split(",")
+        needs = tuple(need for need in map(_canonical, depends) if need in self._modules)
         for need in needs:
             self._add(need, found)
-        found[name] = (data, needs)
+        found[name] = Content(data, needs, tuple(_information(data, "alias")))
 
 
 def resolve(scratch: Path) -> tuple[KernelPackages, list[str]]:
@@ -185,14 +195,9 @@ def _modules(folder: Path) -> Iterator[Module]:
             yield Module(_canonical(match["stem"]), path, match["packing"])
 
 
-def _needs(data: bytes) -> list[str]:
-    """Return the modules that a module names as its dependencies."""
-    start = data.find(b"\0depends=")
-    if start < 0:
-        return []
-    start += len(b"\0depends=")
-    names = data[start : data.index(b"\0", start)].decode()
-    return [_canonical(name) for name in names.split(",") if name]
+def _information(data: bytes, field: str) -> list[str]:
+    """Return what a module says of itself in a field, which may stand there several times."""
+    return [value.decode() for value in re.findall(rb"\0%s=([^\0]+)" % field.encode(), data)]
 
 
 def _canonical(name: str) -> str:

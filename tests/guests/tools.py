@@ -32,6 +32,10 @@ PACKAGES = {
 _EXTRA_PATH = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin")
 
 
+# The time that tools write into what they make: the first that FAT can hold.
+_EPOCH = "315532800"
+
+
 class GuestBuildError(Exception):
     """The guest cannot be built here; the message says why and what to do."""
 
@@ -41,9 +45,7 @@ def need_tool(name: str) -> Path:
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), *_EXTRA_PATH))
     found = shutil.which(name, path=path)
     if found is None:
-        raise GuestBuildError(
-            f"the program {name} is missing: apt-get install {PACKAGES.get(name, name)}"
-        )
+        raise GuestBuildError(f"the program {name} is missing: apt-get install {PACKAGES.get(name, name)}")
     return Path(found)
 
 
@@ -63,7 +65,7 @@ def run(
 ) -> bytes:
     """Run a program and return what it printed; if it fails, say what it said."""
     command: Sequence[str] = [str(need_tool(name)), *map(str, arguments)]
-    environment = {**os.environ, "LC_ALL": "C", "MTOOLS_SKIP_CHECK": "1"}
+    environment = {**os.environ, "LC_ALL": "C", "MTOOLS_SKIP_CHECK": "1", "SOURCE_DATE_EPOCH": _EPOCH}
     try:
         done = subprocess.run(
             command,
@@ -78,7 +80,5 @@ def run(
         raise GuestBuildError(f"{' '.join(command)}: no end after {timeout:.0f} s") from error
     except subprocess.CalledProcessError as error:
         said = (error.stderr or error.stdout).decode(errors="replace").strip()
-        raise GuestBuildError(
-            f"{' '.join(command)}: exit code {error.returncode}: {said}"
-        ) from error
+        raise GuestBuildError(f"{' '.join(command)}: exit code {error.returncode}: {said}") from error
     return done.stdout
