@@ -164,6 +164,9 @@ OPERATION_NOT_CANCELLABLE = _reason("OPERATION_NOT_CANCELLABLE", "FailedPrecondi
 AGENT_NOT_CONFIGURED = _reason("AGENT_NOT_CONFIGURED", "FailedPrecondition",
     "The guest has no guest-agent channel.",
     "Create the guest with `guest_agent: true` and install the agent in it.")
+ADDRESS_IN_USE = _reason("ADDRESS_IN_USE", "FailedPrecondition",
+    "Another process listens on the socket or address that virtd shall serve.",
+    "Stop the other process, or configure another `server.socket` or `server.tcp_listen`.")
 STATE_DIRECTORY_LOCKED = _reason("STATE_DIRECTORY_LOCKED", "FailedPrecondition",
     "Another virtd uses this state directory.",
     "Stop the other daemon, or give this one a state directory of its own.")

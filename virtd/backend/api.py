@@ -33,7 +33,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol, runtime_checkable
 from uuid import UUID
 
 from virtd.model.console import AgentCommand, AgentResult, Screenshot
@@ -409,6 +409,10 @@ class VolumeRequest:
     overlay: bool = False
 
 
+DEFAULT_POOL: Final = "virtd"
+"""The id of the pool that :meth:`StorageFacet.ensure_default_pool` makes."""
+
+
 class StorageFacet(Protocol):
     """Pools and volumes.  Names of the returned records are bare ids here."""
 
@@ -416,7 +420,10 @@ class StorageFacet(Protocol):
         """All pools of the host."""
 
     async def ensure_default_pool(self, context: CallContext) -> Pool:
-        """The pool for disks that name none; it is made in ``HostConfig.directory`` if need be."""
+        """The pool for disks that name none: :data:`DEFAULT_POOL`, made in ``HostConfig.directory`` if need be.
+
+        Idempotent.  Its directory is ``HostConfig.directory`` + ``/pool``.
+        """
 
     async def list_volumes(self, pool: str) -> Sequence[Volume]:
         """The volumes of a pool, after a refresh.
@@ -630,4 +637,17 @@ class Backend(Protocol):
 
         :raises InvalidArgumentError: CONFIG_INVALID, the URI or an option is wrong.
         :raises UnavailableError: HOST_UNREACHABLE; the core tries again later.
+        """
+
+
+@runtime_checkable
+class EmbeddingBackend(Protocol):
+    """A backend that can run a hypervisor service of virtd's own where the machine offers none.  Optional."""
+
+    async def embedded(self, directory: str) -> HostCandidate | None:
+        """Start, or find again, the private service that lives in ``directory``.
+
+        It outlives virtd, and so do its guests.  Idempotent.  None: not possible on this machine.
+
+        :raises UnavailableError: LIBVIRT_MISSING or the like, with what to install.
         """

@@ -1,1 +1,5 @@
-"""Part of virtd."""
+"""The event log with revisions, and its fan-out to watchers."""
+
+from virtd.events.log import EventLog, Subscription
+
+__all__ = ["EventLog", "Subscription"]

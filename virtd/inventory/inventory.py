@@ -1,0 +1,488 @@
+"""The inventory: one frozen record per guest, its protobuf bytes encoded once per change.
+
+Every answer to a list or get comes from here; no native call is ever on that path.  Each change
+becomes exactly one event.  The last picture is kept in the store, so that a restart reports what
+changed meanwhile instead of starting from nothing.
+
+Truth: *absent* is what the hypervisor said; a host that does not answer makes guests stale, not gone.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Final
+from uuid import UUID
+
+from virtd.backend.api import GuestSummary, NativeGuest
+from virtd.errors import GUEST_NOT_FOUND, HOST_NOT_FOUND, NotFoundError
+from virtd.events import EventLog
+from virtd.inventory.rules import allowed_actions
+from virtd.model.event import EventType
+from virtd.model.guest import (
+    Condition,
+    ConditionStatus,
+    ConditionType,
+    Guest,
+    GuestAddress,
+    GuestSpec,
+    GuestState,
+    GuestStatus,
+    Origin,
+    Presence,
+)
+from virtd.model.host import Host
+from virtd.model.metrics import GuestMetrics
+from virtd.model.names import GuestName, parse_guest, slug
+from virtd.model.operation import Operation
+from virtd.store import Codec, Database
+
+_CODEC: Final = Codec(Guest)
+_RUNNING: Final = (GuestState.RUNNING, GuestState.PAUSED)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoders:
+    """How records become protobuf bytes; given by the edge, so that the inventory knows no protobuf."""
+
+    guest: Callable[[Guest], bytes]
+    operation: Callable[[Operation], bytes]
+    host: Callable[[Host], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class GuestView:
+    """A guest as it is now, and its encoding."""
+
+    guest: Guest
+    encoded: bytes
+    owned_volumes: tuple[str, ...] = ()
+    """Names of the volumes that virtd created for it (``pool/volume``)."""
+
+    @property
+    def key(self) -> GuestName:
+        """Its parsed name."""
+        return parse_guest(self.guest.name)
+
+
+class Inventory:
+    """All guests and hosts.  Every method belongs to the event loop and returns at once."""
+
+    def __init__(self, database: Database, events: EventLog, encoders: Encoders) -> None:
+        self._database = database
+        self._events = events
+        self._encoders = encoders
+        self._views: dict[UUID, GuestView] = {}
+        self._names: dict[tuple[str, str], UUID] = {}
+        self._by_host: dict[str, set[UUID]] = {}
+        self._hosts: dict[str, Host] = {}
+        self.metrics: dict[UUID, GuestMetrics] = {}
+        """The last sample of each guest that runs."""
+
+    def load(self) -> None:
+        """Read the last picture from the store.  Everything in it is stale until its host answers."""
+        rows = self._database.read_now(
+            lambda connection: connection.execute("SELECT record, owned_volumes FROM guests").fetchall()
+        )
+        now = datetime.now(UTC)
+        for record, owned in rows:
+            guest = _CODEC.decode(record)
+            status = replace(
+                guest.status,
+                stale_since=guest.status.stale_since or now,
+                presence=_weaker(guest.status.presence),
+                current_operations=(),
+            )
+            self._index(GuestView(*self._encode(replace(guest, status=status)), tuple(json.loads(owned))))
+
+    # ------------------------------------------------------------------------------------ reading
+
+    def find(self, name: GuestName) -> GuestView | None:
+        """The guest of that name, if there is one."""
+        uid = self._names.get((name.host, name.guest))
+        return self._views[uid] if uid is not None else None
+
+    def get(self, name: GuestName) -> GuestView:
+        """The guest of that name.
+
+        :raises NotFoundError: HOST_NOT_FOUND or GUEST_NOT_FOUND.
+        """
+        self.host(name.host)
+        view = self.find(name)
+        if view is None:
+            raise NotFoundError(GUEST_NOT_FOUND, f"there is no guest {name.guest} on {name.host}", resource=str(name))
+        return view
+
+    def by_uid(self, uid: UUID) -> GuestView | None:
+        """The guest with that UUID, if virtd knows it."""
+        return self._views.get(uid)
+
+    def guests(self, host: str | None = None) -> list[GuestView]:
+        """The guests of one host or of all, by name."""
+        uids: Iterable[UUID] = self._views if host is None else self._by_host.get(host, ())
+        return sorted((self._views[uid] for uid in uids), key=lambda view: view.guest.name)
+
+    def host(self, host_id: str) -> Host:
+        """A host.
+
+        :raises NotFoundError: HOST_NOT_FOUND.
+        """
+        host = self._hosts.get(host_id)
+        if host is None:
+            raise NotFoundError(HOST_NOT_FOUND, f"there is no host {host_id}", resource=f"hosts/{host_id}")
+        return host
+
+    def hosts(self) -> list[Host]:
+        """All hosts, by name."""
+        return [self._hosts[key] for key in sorted(self._hosts)]
+
+    def encoded_host(self, host: Host) -> bytes:
+        """A host's protobuf bytes."""
+        return self._encoders.host(host)
+
+    # -------------------------------------------------------------------------------------- hosts
+
+    def put_host(self, host: Host) -> None:
+        """Add or change a host; guests' allowed actions follow its capabilities."""
+        host_id = host.name.removeprefix("hosts/")
+        old = self._hosts.get(host_id)
+        host = replace(host, guest_count=len(self._by_host.get(host_id, ())))
+        self._hosts[host_id] = host
+        if old is None or replace(old, last_contact_time=None) != replace(host, last_contact_time=None):
+            self._events.emit(
+                EventType.HOST_ADDED if old is None else EventType.HOST_CHANGED,
+                host.name,
+                payload=self._encoders.host(host),
+                attributes={"state": host.state.value},
+            )
+        if old is not None and old.facts.capabilities != host.facts.capabilities:
+            for uid in list(self._by_host.get(host_id, ())):
+                self._update(uid, lambda guest: guest)
+
+    def remove_host(self, host_id: str) -> None:
+        """Forget a host and its guests; they stay as they are."""
+        for uid in list(self._by_host.get(host_id, ())):
+            self.forget(uid)
+        if self._hosts.pop(host_id, None) is not None:
+            self._events.emit(EventType.HOST_REMOVED, f"hosts/{host_id}")
+
+    def mark_stale(self, host_id: str, since: datetime) -> None:
+        """The host does not answer: its guests are what was last seen, and may be anything now."""
+        for uid in list(self._by_host.get(host_id, ())):
+            self._update(
+                uid,
+                lambda guest: replace(
+                    guest,
+                    status=replace(
+                        guest.status,
+                        stale_since=guest.status.stale_since or since,
+                        presence=_weaker(guest.status.presence),
+                    ),
+                ),
+            )
+
+    # ---------------------------------------------------------------------------- managed guests
+
+    async def reserve(self, guest: Guest) -> GuestView:
+        """Write down a guest that virtd is about to create, before it exists.
+
+        Idempotent by uid.  Durable when it returns.
+        """
+        known = self._views.get(guest.uid)
+        if known is not None:
+            return known
+        view = self._put(guest, EventType.GUEST_ADDED, {"state": guest.status.state.value})
+        await self._database.write(lambda _connection: None)  # the row above is on disk after this
+        return view
+
+    def own_volumes(self, uid: UUID, volumes: Sequence[str]) -> None:
+        """Write down which volumes belong to a guest; durable with the next write."""
+        view = self._views[uid]
+        self._views[uid] = replace(view, owned_volumes=tuple(volumes))
+        text = json.dumps(list(volumes))
+        self._database.submit(
+            lambda connection: connection.execute("UPDATE guests SET owned_volumes = ? WHERE uid = ?", (text, str(uid)))
+        )
+
+    def change(self, uid: UUID, edit: Callable[[Guest], Guest]) -> GuestView:
+        """Change what the user owns (spec, labels, annotations, origin ...): a new generation and etag.
+
+        :raises KeyError: the guest is not known.
+        """
+        view = self._views[uid]
+        edited = edit(view.guest)
+        edited = replace(
+            edited,
+            generation=view.guest.generation + 1,
+            etag=f"{view.guest.generation + 1}-{uid.hex[:8]}",
+            update_time=datetime.now(UTC),
+        )
+        return self._put(edited, EventType.GUEST_CHANGED, {"state": edited.status.state.value})
+
+    def forget(self, uid: UUID) -> None:
+        """The guest is gone for good.  Idempotent."""
+        view = self._views.pop(uid, None)
+        if view is None:
+            return
+        name = view.key
+        self._names.pop((name.host, name.guest), None)
+        self._by_host[name.host].discard(uid)
+        self.metrics.pop(uid, None)
+        self._database.submit(lambda connection: connection.execute("DELETE FROM guests WHERE uid = ?", (str(uid),)))
+        self._events.emit(
+            EventType.GUEST_REMOVED,
+            view.guest.name,
+            uid=str(uid),
+            attributes={"previous_state": view.guest.status.state.value},
+        )
+
+    # ---------------------------------------------------------------------- what the hosts report
+
+    def observe_list(self, host_id: str, summaries: Sequence[GuestSummary]) -> list[UUID]:
+        """A complete list of a host: add what is new, update states, notice what is gone.
+
+        :returns: guests of which more should be read.
+        """
+        wanted: list[UUID] = []
+        present = {summary.uuid for summary in summaries}
+        for summary in summaries:
+            view = self._views.get(summary.uuid)
+            if view is None or view.key.host != host_id:
+                self._add_foreign(host_id, summary.uuid, summary.name, summary.state, summary.native_state)
+                wanted.append(summary.uuid)
+                continue
+            # A list may be a moment older than an event that came meanwhile: the guest is read again.
+            if view.guest.status.state is not summary.state or view.guest.status.stale_since is not None:
+                wanted.append(summary.uuid)
+            self._update(summary.uuid, _fresh)
+        for uid in set(self._by_host.get(host_id, ())) - present:
+            self.observe_absent(host_id, uid)
+        return wanted
+
+    def observe_state(
+        self, host_id: str, uid: UUID, state: GuestState, *, reason: str = "", native_state: str = "", name: str = ""
+    ) -> None:
+        """The host said in which state a guest is."""
+        view = self._views.get(uid)
+        if view is None:
+            self._add_foreign(host_id, uid, name or str(uid), state, native_state)
+            return
+        self._update(uid, lambda guest: _with_state(_fresh(guest), state, reason, native_state))
+
+    def observe(self, host_id: str, native: NativeGuest) -> None:
+        """The host described a guest in full."""
+        if native.uuid not in self._views:
+            self._add_foreign(host_id, native.uuid, native.name, native.state, native.native_state)
+
+        def merge(guest: Guest) -> Guest:
+            managed = guest.status.origin is Origin.MANAGED
+            guest = _with_state(_fresh(guest), native.state, native.state_reason, native.native_state)
+            status = replace(
+                guest.status,
+                disks=native.disks,
+                interfaces=native.interfaces,
+                accelerator=native.accelerator or guest.status.accelerator,
+                graphics_address=native.graphics_address,
+            )
+            return replace(
+                guest,
+                spec=guest.spec if managed else native.spec,
+                display_name=guest.display_name if managed else native.name,
+                native_ref=native.native_ref or str(native.uuid),
+                status=status,
+            )
+
+        self._update(native.uuid, merge)
+
+    def observe_absent(self, host_id: str, uid: UUID) -> None:
+        """The host said that it has no such guest.
+
+        A foreign guest is forgotten.  A managed one stays listed as ABSENT until it is deleted: its
+        disks may still be there.
+        """
+        view = self._views.get(uid)
+        if view is None or view.key.host != host_id:
+            return
+        if view.guest.status.origin is Origin.FOREIGN:
+            self.forget(uid)
+            return
+        creating = view.guest.status.state_reason == "CREATING"
+
+        def gone(guest: Guest) -> Guest:
+            guest = replace(guest, status=replace(guest.status, presence=Presence.ABSENT, stale_since=None))
+            return guest if creating else _with_state(guest, GuestState.STOPPED, "UNDEFINED_OUTSIDE", "")
+
+        self._update(uid, gone)
+
+    def observe_condition(self, uid: UUID, type_: ConditionType, status: ConditionStatus, reason: str) -> None:
+        """A condition of a guest is known anew."""
+        view = self._views.get(uid)
+        if view is None:
+            return
+        known = {condition.type: condition for condition in view.guest.status.conditions}
+        old = known.get(type_)
+        if old is not None and old.status is status and old.reason == reason:
+            return
+        changed = datetime.now(UTC) if old is None or old.status is not status else old.change_time
+        known[type_] = Condition(type_, status, reason, change_time=changed)
+        conditions = tuple(known[key] for key in ConditionType if key in known)
+        self._update(uid, lambda guest: replace(guest, status=replace(guest.status, conditions=conditions)))
+
+    def observe_addresses(self, uid: UUID, addresses: Sequence[GuestAddress]) -> None:
+        """The addresses of a guest are known anew."""
+        if uid in self._views:
+            found = tuple(addresses)
+            self._update(uid, lambda guest: replace(guest, status=replace(guest.status, addresses=found)))
+
+    def observe_operation(self, operation: Operation, current: Sequence[str]) -> None:
+        """An operation changed: tell, and keep the guest's list of current operations."""
+        self._events.emit(
+            EventType.OPERATION_CHANGED,
+            operation.name,
+            payload=self._encoders.operation(operation),
+            attributes={"verb": operation.verb, "state": operation.state.value, "target": operation.target},
+        )
+        host, _, rest = operation.target.removeprefix("hosts/").partition("/guests/")
+        uid = self._names.get((host, rest.split("/")[0]))
+        if uid is None:
+            return
+        view = self._views[uid]
+        if view.guest.status.current_operations != tuple(current):
+            # No event of its own: the operation's event has just said it.
+            status = replace(view.guest.status, current_operations=tuple(current))
+            guest, encoded = self._encode(replace(view.guest, status=status))
+            self._views[uid] = replace(view, guest=guest, encoded=encoded)
+
+    def observe_metrics(self, host_id: str, samples: Sequence[GuestMetrics]) -> None:
+        """A bulk sample of a host's guests."""
+        for uid in self._by_host.get(host_id, ()):
+            self.metrics.pop(uid, None)
+        self.metrics.update({sample.uid: sample for sample in samples if sample.uid in self._views})
+
+    # ------------------------------------------------------------------------------------- inside
+
+    def _add_foreign(self, host_id: str, uid: UUID, name: str, state: GuestState, native_state: str) -> None:
+        known = self._views.get(uid)
+        if known is not None:  # seen on another host before: it has moved, or two hosts share a UUID
+            if known.guest.status.origin is Origin.MANAGED:
+                return
+            self.forget(uid)
+        guest_id = slug(name)
+        if (host_id, guest_id) in self._names:
+            guest_id = f"{guest_id[:90]}-{uid.hex[:8]}"
+        now = datetime.now(UTC)
+        guest = Guest(
+            name=str(GuestName(host_id, guest_id)),
+            uid=uid,
+            spec=GuestSpec(),
+            status=GuestStatus(
+                state=state,
+                native_state=native_state,
+                presence=Presence.PRESENT,
+                origin=Origin.FOREIGN,
+                state_change_time=now,
+            ),
+            display_name=name,
+            native_ref=str(uid),
+            generation=1,
+            etag=f"1-{uid.hex[:8]}",
+            create_time=now,
+            update_time=now,
+        )
+        self._put(guest, EventType.GUEST_ADDED, {"state": state.value})
+
+    def _update(self, uid: UUID, edit: Callable[[Guest], Guest]) -> None:
+        old = self._views[uid].guest
+        new = self._derive(edit(old))
+        if new == old:
+            return
+        if new.status.state is not old.status.state:
+            self._put(
+                new,
+                EventType.GUEST_STATE_CHANGED,
+                {
+                    "state": new.status.state.value,
+                    "previous_state": old.status.state.value,
+                    "reason": new.status.state_reason,
+                },
+            )
+        else:
+            self._put(new, EventType.GUEST_CHANGED, {"state": new.status.state.value})
+
+    def _put(self, guest: Guest, type_: EventType, attributes: Mapping[str, str]) -> GuestView:
+        guest = self._derive(guest)
+        known = self._views.get(guest.uid)
+        view = GuestView(*self._encode(guest), known.owned_volumes if known else ())
+        self._index(view)
+        self._events.emit(type_, guest.name, uid=str(guest.uid), payload=view.encoded, attributes=attributes)
+        self._persist(view)
+        return view
+
+    def _derive(self, guest: Guest) -> Guest:
+        host = self._hosts.get(parse_guest(guest.name).host)
+        status = guest.status
+        actions = allowed_actions(
+            status.state, status.origin, status.presence, host.facts.capabilities if host is not None else ()
+        )
+        if status.state not in _RUNNING and (status.conditions or status.addresses):
+            status = replace(status, conditions=(), addresses=())
+        return replace(guest, status=replace(status, allowed_actions=actions))
+
+    def _encode(self, guest: Guest) -> tuple[Guest, bytes]:
+        return guest, self._encoders.guest(guest)
+
+    def _index(self, view: GuestView) -> None:
+        name = view.key
+        self._views[view.guest.uid] = view
+        self._names[name.host, name.guest] = view.guest.uid
+        self._by_host.setdefault(name.host, set()).add(view.guest.uid)
+
+    def _persist(self, view: GuestView) -> None:
+        name, guest = view.key, view.guest
+        row = (
+            str(guest.uid),
+            name.host,
+            name.guest,
+            int(guest.status.origin is Origin.MANAGED),
+            _CODEC.encode(guest),
+            json.dumps(list(view.owned_volumes)),
+        )
+
+        def upsert(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM guests WHERE host = ? AND id = ? AND uid != ?", (row[1], row[2], row[0]))
+            connection.execute("INSERT OR REPLACE INTO guests VALUES (?, ?, ?, ?, ?, ?)", row)
+
+        self._database.submit(upsert)
+
+
+def _weaker(presence: Presence) -> Presence:
+    return presence if presence is Presence.ABSENT else Presence.UNKNOWN
+
+
+def _fresh(guest: Guest) -> Guest:
+    if guest.status.stale_since is None and guest.status.presence is Presence.PRESENT:
+        return guest
+    return replace(guest, status=replace(guest.status, stale_since=None, presence=Presence.PRESENT))
+
+
+def _with_state(guest: Guest, state: GuestState, reason: str, native_state: str) -> Guest:
+    status = guest.status
+    if status.state is state:
+        # The same state seen again by a list or a read, which know less of the why than an event.
+        reason = status.state_reason if status.state_reason != "CREATING" else reason
+        return replace(
+            guest, status=replace(status, state_reason=reason, native_state=native_state or status.native_state)
+        )
+    return replace(
+        guest,
+        status=replace(
+            status,
+            state=state,
+            state_reason=reason,
+            native_state=native_state,
+            state_change_time=datetime.now(UTC),
+        ),
+    )

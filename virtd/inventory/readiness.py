@@ -1,0 +1,107 @@
+"""Conditions that no hypervisor reports by itself: whether the agent is ready and an address is known.
+
+Events start a check at once; a slow poll is the safety net.  A guest whose agent is stuck costs one
+bounded call now and then, and never delays another guest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from virtd.errors import AGENT_NOT_CONFIGURED, VirtdError
+from virtd.inventory.inventory import GuestView, Inventory
+from virtd.model.guest import ConditionStatus, ConditionType, GuestState
+
+if TYPE_CHECKING:
+    from virtd.inventory.link import HostLink
+
+PARALLEL: Final = 4
+CHECK_TIMEOUT_S: Final = 10.0
+SETTLED_EVERY_S: Final = 30.0
+"""How often a guest that is ready is looked at again (its addresses may change)."""
+
+
+class Readiness:
+    """The checks of one host's guests."""
+
+    def __init__(self, link: HostLink, inventory: Inventory) -> None:
+        self._link = link
+        self._inventory = inventory
+        self._slots = asyncio.Semaphore(PARALLEL)
+        self._busy: set[UUID] = set()
+        self._next: dict[UUID, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def check(self) -> None:
+        """Start the checks that are due; returns at once."""
+        now = time.monotonic()
+        for view in self._inventory.guests(self._link.id):
+            uid = view.guest.uid
+            if view.guest.status.state is not GuestState.RUNNING:
+                self._next.pop(uid, None)
+            elif uid not in self._busy and self._next.get(uid, 0.0) <= now:
+                task = asyncio.create_task(self.check_guest(uid))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def check_guest(self, uid: UUID) -> None:
+        """Check one guest; at most one check of it at a time."""
+        if uid in self._busy:
+            return
+        self._busy.add(uid)
+        try:
+            async with self._slots:
+                view = self._inventory.by_uid(uid)
+                if view is None or view.guest.status.state is not GuestState.RUNNING:
+                    return
+                ready = await self._agent(view)
+                addressed = await self._addresses(view)
+                settled = ready is not False and addressed is not False
+                self._next[uid] = time.monotonic() + (SETTLED_EVERY_S if settled else 0.0)
+        except VirtdError:
+            pass  # the host went away; its guests are stale now
+        finally:
+            self._busy.discard(uid)
+
+    async def _agent(self, view: GuestView) -> bool | None:
+        agent = self._link.facets.agent
+        if agent is None:
+            return None
+        uid = view.guest.uid
+        try:
+            await self._link.call(agent.ping_agent(uid), timeout_s=CHECK_TIMEOUT_S)
+        except VirtdError as error:
+            status = ConditionStatus.UNKNOWN if error.kind == "Internal" else ConditionStatus.FALSE
+            self._observe(uid, ConditionType.AGENT_READY, status, error.reason.name)
+            return None if error.reason is AGENT_NOT_CONFIGURED else False
+        self._observe(uid, ConditionType.AGENT_READY, ConditionStatus.TRUE, "ANSWERED")
+        # The agent is started by the guest's system: whoever hears it knows that the system is up.
+        self._observe(uid, ConditionType.BOOTED, ConditionStatus.TRUE, "AGENT_ANSWERED")
+        return True
+
+    async def _addresses(self, view: GuestView) -> bool | None:
+        facet = self._link.facets.addresses
+        if facet is None:
+            return None
+        uid = view.guest.uid
+        found = await self._link.call(facet.guest_addresses(uid), timeout_s=CHECK_TIMEOUT_S)
+        if self._running(uid):
+            self._inventory.observe_addresses(uid, found)
+        if found:
+            self._observe(uid, ConditionType.NETWORK_READY, ConditionStatus.TRUE, found[0].source)
+            return True
+        if not view.guest.status.interfaces:
+            return None
+        self._observe(uid, ConditionType.NETWORK_READY, ConditionStatus.FALSE, "NO_ADDRESS_SEEN")
+        return False
+
+    def _observe(self, uid: UUID, type_: ConditionType, status: ConditionStatus, reason: str) -> None:
+        if self._running(uid):
+            self._inventory.observe_condition(uid, type_, status, reason)
+
+    def _running(self, uid: UUID) -> bool:
+        view = self._inventory.by_uid(uid)
+        return view is not None and view.guest.status.state is GuestState.RUNNING

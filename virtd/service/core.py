@@ -1,0 +1,160 @@
+"""What the use cases share: the one object that holds the daemon's parts, and its lookups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from virtd.backend.capabilities import require
+from virtd.errors import (
+    GUEST_NOT_ADOPTED,
+    HOST_NOT_FOUND,
+    INVALID_STATE,
+    FailedPreconditionError,
+    NotFoundError,
+)
+from virtd.events import EventLog
+from virtd.inventory import GuestView, HostLink, Inventory
+from virtd.inventory.rules import CAPABILITY_OF, LEGAL_STATES
+from virtd.model.guest import Guest, Origin, Presence
+from virtd.model.names import GuestName
+from virtd.model.operation import Operation
+from virtd.operations import Engine, Submission, Verb
+from virtd.plugins import PluginManager
+from virtd.service.call import Call
+from virtd.store import Database
+
+
+@dataclass(frozen=True, slots=True)
+class CoreOptions:
+    """Settings that use cases need."""
+
+    state_directory: Path
+    image_directory: Path
+    allowed_directories: tuple[str, ...] = ()
+    watcher_buffer: int = 10_000
+    start_timeout_s: float = 300.0
+    shutdown_timeout_s: float = 120.0
+
+
+@dataclass(slots=True)
+class Core:
+    """The daemon's parts."""
+
+    database: Database
+    events: EventLog
+    inventory: Inventory
+    engine: Engine
+    plugins: PluginManager
+    options: CoreOptions
+    links: dict[str, HostLink] = field(default_factory=dict)
+    start_time: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def link(self, host: str) -> HostLink:
+        """The link of a host.
+
+        :raises NotFoundError: HOST_NOT_FOUND.
+        """
+        link = self.links.get(host)
+        if link is None:
+            raise NotFoundError(
+                HOST_NOT_FOUND, f"there is no host {host}; hosts: {self._host_names()}", resource=f"hosts/{host}"
+            )
+        return link
+
+    def _host_names(self) -> str:
+        return ", ".join(sorted(self.links)) or "none"
+
+    def view(self, name: GuestName) -> GuestView:
+        """A guest.
+
+        :raises NotFoundError: HOST_NOT_FOUND or GUEST_NOT_FOUND.
+        """
+        self.link(name.host)
+        return self.inventory.get(name)
+
+    def guest_now(self, name: GuestName) -> Guest:
+        """A guest's record as it is at this moment.
+
+        :raises NotFoundError: GUEST_NOT_FOUND.
+        """
+        return self.inventory.get(name).guest
+
+    def check_verb(self, name: GuestName, verb: str, *, managed: bool = True) -> GuestView:
+        """The guest, if this verb is possible on it now: the gate before every side effect.
+
+        The order of the checks is the order of what a caller can do about them: does it exist, is it
+        ours, can the host do it, is it in the right state.
+
+        :raises NotFoundError: HOST_NOT_FOUND or GUEST_NOT_FOUND.
+        :raises FailedPreconditionError: GUEST_NOT_ADOPTED or INVALID_STATE.
+        :raises UnsupportedError: CAPABILITY_UNSUPPORTED.
+        :raises UnavailableError: HOST_UNREACHABLE.
+        """
+        view = self.view(name)
+        status = view.guest.status
+        if managed and status.origin is Origin.FOREIGN:
+            raise FailedPreconditionError(
+                GUEST_NOT_ADOPTED,
+                f"{name.guest} was defined outside virtd and is never touched before it is adopted",
+                resource=str(name),
+                allowed_actions=("adopt",),
+            )
+        link = self.link(name.host)
+        capability = CAPABILITY_OF.get(verb)
+        if capability is not None:
+            require(link.capabilities, capability, resource=str(name))
+        _ = link.session  # reachable?
+        if status.state not in LEGAL_STATES[verb] or (status.presence is Presence.ABSENT and verb != "delete"):
+            raise invalid_state(view.guest, verb)
+        return view
+
+    async def submit_guest_verb(self, call: Call, verb: Verb[Any], arguments: object, name: GuestName) -> Operation:
+        """Queue an operation on a guest."""
+        return await self.engine.submit(verb, arguments, submission(call, str(name), str(name)))
+
+
+def submission(call: Call, target: str, queue: str, warnings: Sequence[str] = ()) -> Submission:
+    """The engine's view of a call."""
+    return Submission(
+        caller=call.caller,
+        target=target,
+        queue=queue,
+        request_id=call.request_id,
+        fingerprint=call.fingerprint,
+        reject_conflict=call.reject_conflict,
+        warnings=tuple(warnings),
+    )
+
+
+def invalid_state(guest: Guest, verb: str) -> FailedPreconditionError:
+    """INVALID_STATE with what would be allowed."""
+    allowed = guest.status.allowed_actions
+    where = "ABSENT" if guest.status.presence is Presence.ABSENT else guest.status.state.value
+    return FailedPreconditionError(
+        INVALID_STATE,
+        f"cannot {verb} {guest.name}: it is {where}; allowed now: {', '.join(allowed) or 'nothing'}",
+        resource=guest.name,
+        metadata={"state": guest.status.state.value, "verb": verb},
+        allowed_actions=allowed,
+    )
+
+
+def attributes_of(guest: Guest) -> Mapping[str, str | None]:
+    """The fields of a guest that filters can name."""
+    status, spec = guest.status, guest.spec
+    return {
+        "name": guest.name,
+        "uid": str(guest.uid),
+        "display_name": guest.display_name,
+        "status.state": status.state.value,
+        "status.state_reason": status.state_reason,
+        "status.origin": status.origin.value,
+        "status.presence": status.presence.value,
+        "spec.vcpus": None if spec.vcpus is None else str(spec.vcpus),
+        "spec.memory_bytes": None if spec.memory_bytes is None else str(spec.memory_bytes),
+        **{f"labels.{key}": value for key, value in guest.labels.items()},
+    }

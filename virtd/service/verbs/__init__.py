@@ -1,0 +1,1 @@
+"""The verbs of guests and snapshots as operations: steps that can be done, probed and undone."""

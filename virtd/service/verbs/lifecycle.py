@@ -1,0 +1,347 @@
+"""Start, shutdown, stop, reboot, reset, pause, resume, suspend, adopt."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from virtd.backend import capabilities as cap
+from virtd.errors import (
+    SHUTDOWN_IGNORED,
+    DeadlineExceededError,
+    FailedPreconditionError,
+    unsupported,
+)
+from virtd.model.guest import GuestState, Origin
+from virtd.operations import Probe, Run, Step
+from virtd.service.core import Core
+from virtd.service.verbs.base import GuestArguments, GuestVerb
+
+DOWN: Final = frozenset({GuestState.STOPPED, GuestState.CRASHED, GuestState.SUSPENDED})
+PRESS_AGAIN_S: Final = (3.0, 5.0, 10.0)
+"""When to press the power button again: a press can be lost while a guest boots."""
+
+
+class StartGuest(GuestVerb[GuestArguments]):
+    """Start, or restore from the saved state."""
+
+    name = "start"
+
+    @property
+    def arguments(self) -> type[GuestArguments]:
+        """Journalled."""
+        return GuestArguments
+
+    def timeout_s(self, arguments: GuestArguments) -> float:
+        """As configured."""
+        return self.core.options.start_timeout_s
+
+    def steps(self, arguments: GuestArguments) -> Sequence[Step[GuestArguments]]:
+        """One step; a start that was cancelled in its middle is taken back."""
+        return [Step("start", self._do, undo=self._undo)]
+
+    async def _do(self, run: Run[GuestArguments]) -> None:
+        run.scratch.setdefault("was", self.state(run).value)
+        link = self.link(run)
+        await link.call(link.session.start_guest(run.arguments.uid, run), timeout_s=run.deadline_s)
+        await self.refresh(run)
+
+    async def _undo(self, run: Run[GuestArguments]) -> None:
+        await undo_start(self, run)
+
+
+async def undo_start(verb: GuestVerb[GuestArguments], run: Run[GuestArguments]) -> None:
+    """Stop the guest again, if it was virtd that started it and the start was called off.
+
+    A start that *failed* left the guest down; what runs now was started by somebody else.  A guest
+    that was suspended stays up: stopping it would lose what was saved.
+    """
+    error = run.operation.error
+    called_off = error is not None and error.kind in ("Cancelled", "DeadlineExceeded")
+    if called_off and run.scratch.get("was") in (GuestState.STOPPED.value, GuestState.CRASHED.value):
+        link = verb.link(run)
+        await link.call(link.session.stop_guest(run.arguments.uid, run))
+    await verb.refresh(run)
+
+
+class StopGuest(GuestVerb[GuestArguments]):
+    """Cut the power."""
+
+    name = "stop"
+    preempts = frozenset({"shutdown", "reboot", "start"})
+
+    @property
+    def arguments(self) -> type[GuestArguments]:
+        """Journalled."""
+        return GuestArguments
+
+    def steps(self, arguments: GuestArguments) -> Sequence[Step[GuestArguments]]:
+        """One step."""
+        return [Step("stop", self._do, cancellable=False)]
+
+    async def _do(self, run: Run[GuestArguments]) -> None:
+        link = self.link(run)
+        await link.call(link.session.stop_guest(run.arguments.uid, run), timeout_s=run.deadline_s)
+        await self.refresh(run)
+
+
+@dataclass(frozen=True, slots=True)
+class ShutdownArguments(GuestArguments):
+    """Arguments of ``shutdown`` and of the emulated ``reboot``."""
+
+    wait_s: float = 120.0
+    force: bool = False
+
+
+class ShutdownGuest(GuestVerb[ShutdownArguments]):
+    """Ask until obeyed."""
+
+    name = "shutdown"
+
+    @property
+    def arguments(self) -> type[ShutdownArguments]:
+        """Journalled."""
+        return ShutdownArguments
+
+    def timeout_s(self, arguments: ShutdownArguments) -> float:
+        """The waiting time and what the forced stop may need."""
+        return arguments.wait_s + 60.0
+
+    def steps(self, arguments: ShutdownArguments) -> Sequence[Step[ShutdownArguments]]:
+        """One step: cancelling it leaves the guest to decide, as a press cannot be taken back."""
+        return [Step("shutdown", self._do)]
+
+    async def _do(self, run: Run[ShutdownArguments]) -> None:
+        await press_until_down(self, run)
+
+
+async def press_until_down(verb: GuestVerb[ShutdownArguments], run: Run[ShutdownArguments]) -> None:
+    """Press the power button, wait, press again; at the end of the time force, or give up.
+
+    :raises DeadlineExceededError: SHUTDOWN_IGNORED.
+    """
+    arguments = run.arguments
+    link = verb.link(run)
+    await verb.refresh(run)
+    started = time.monotonic()
+    presses = 0
+    while verb.state(run) not in DOWN:
+        left = arguments.wait_s - (time.monotonic() - started)
+        if left <= 0:
+            break
+        facet = link.facets.shutdown
+        if facet is None:
+            raise unsupported(cap.SHUTDOWN, "the host cannot ask a guest to shut down")
+        try:
+            await link.call(facet.request_shutdown(arguments.uid, run))
+        except FailedPreconditionError:
+            await verb.refresh(run)  # it may just have gone down
+            if verb.state(run) not in DOWN:
+                raise
+            break
+        presses += 1
+        pause = PRESS_AGAIN_S[min(presses, len(PRESS_AGAIN_S)) - 1]
+        run.progress(min(0.99, (time.monotonic() - started) / arguments.wait_s))
+        await verb.wait_state(run, DOWN, min(pause, left))
+    if verb.state(run) not in DOWN:
+        if not arguments.force:
+            raise DeadlineExceededError(
+                SHUTDOWN_IGNORED,
+                f"{arguments.guest} did not shut down within {arguments.wait_s:g} s ({presses} requests); it runs on",
+                resource=str(arguments.guest_name),
+                metadata={"presses": str(presses)},
+            )
+        run.warn(f"the guest did not shut down within {arguments.wait_s:g} s and was stopped by force")
+        await link.call(link.session.stop_guest(arguments.uid, run))
+    elif presses > 1:
+        run.note(f"the power button was pressed {presses} times")
+    await verb.refresh(run)
+
+
+@dataclass(frozen=True, slots=True)
+class RebootArguments(ShutdownArguments):
+    """Arguments of ``reboot``; ``emulated``: shut down, then start."""
+
+    emulated: bool = False
+
+
+class RebootGuest(GuestVerb[RebootArguments]):
+    """Ask the guest to reboot, or shut it down and start it where the host cannot ask."""
+
+    name = "reboot"
+
+    @property
+    def arguments(self) -> type[RebootArguments]:
+        """Journalled."""
+        return RebootArguments
+
+    def timeout_s(self, arguments: RebootArguments) -> float:
+        """As shutdown and start together."""
+        return arguments.wait_s + self.core.options.start_timeout_s
+
+    def steps(self, arguments: RebootArguments) -> Sequence[Step[RebootArguments]]:
+        """The emulation can be gone on with after a crash; a native request cannot be repeated safely."""
+        if arguments.emulated:
+            return [Step("shutdown", self._shutdown), Step("start", self._start)]
+        return [Step("reboot", self._reboot, probe=lost)]
+
+    async def _reboot(self, run: Run[RebootArguments]) -> None:
+        link = self.link(run)
+        facet = link.facets.reboot
+        if facet is None:
+            raise unsupported(cap.REBOOT, "the host cannot ask a guest to reboot")
+        await link.call(facet.request_reboot(run.arguments.uid, run))
+        await self.refresh(run)
+
+    async def _shutdown(self, run: Run[RebootArguments]) -> None:
+        run.note("the host cannot reboot a guest: it is shut down and started")
+        await press_until_down(self, run)  # type: ignore[arg-type]  # RebootArguments is a ShutdownArguments
+
+    async def _start(self, run: Run[RebootArguments]) -> None:
+        link = self.link(run)
+        await link.call(link.session.start_guest(run.arguments.uid, run), timeout_s=run.deadline_s)
+        await self.refresh(run)
+
+
+async def lost(_run: object) -> Probe:
+    """For steps that leave no trace: after a crash nobody can tell whether they took effect."""
+    return Probe.LOST
+
+
+class ResetGuest(GuestVerb[GuestArguments]):
+    """The reset button."""
+
+    name = "reset"
+
+    @property
+    def arguments(self) -> type[GuestArguments]:
+        """Journalled."""
+        return GuestArguments
+
+    def steps(self, arguments: GuestArguments) -> Sequence[Step[GuestArguments]]:
+        """Not repeatable: a second reset would hit a guest that has begun to boot."""
+        return [Step("reset", self._do, probe=lost, cancellable=False)]
+
+    async def _do(self, run: Run[GuestArguments]) -> None:
+        link = self.link(run)
+        facet = link.facets.reset
+        if facet is None:
+            raise unsupported(cap.RESET, "the host cannot reset a guest")
+        await link.call(facet.reset_guest(run.arguments.uid, run))
+        await self.refresh(run)
+
+
+class PauseGuest(GuestVerb[GuestArguments]):
+    """Stop the virtual CPUs."""
+
+    name = "pause"
+
+    @property
+    def arguments(self) -> type[GuestArguments]:
+        """Journalled."""
+        return GuestArguments
+
+    def steps(self, arguments: GuestArguments) -> Sequence[Step[GuestArguments]]:
+        """One step, idempotent."""
+        return [Step("pause", self._do, cancellable=False)]
+
+    async def _do(self, run: Run[GuestArguments]) -> None:
+        link = self.link(run)
+        facet = link.facets.pause
+        if facet is None:
+            raise unsupported(cap.PAUSE, "the host cannot pause a guest")
+        await link.call(facet.pause_guest(run.arguments.uid, run))
+        await self.refresh(run)
+
+
+class ResumeGuest(GuestVerb[GuestArguments]):
+    """Continue the virtual CPUs."""
+
+    name = "resume"
+
+    @property
+    def arguments(self) -> type[GuestArguments]:
+        """Journalled."""
+        return GuestArguments
+
+    def steps(self, arguments: GuestArguments) -> Sequence[Step[GuestArguments]]:
+        """One step, idempotent."""
+        return [Step("resume", self._do, cancellable=False)]
+
+    async def _do(self, run: Run[GuestArguments]) -> None:
+        link = self.link(run)
+        facet = link.facets.pause
+        if facet is None:
+            raise unsupported(cap.PAUSE, "the host cannot resume a guest")
+        await link.call(facet.resume_guest(run.arguments.uid, run))
+        await self.refresh(run)
+
+
+class SuspendGuest(GuestVerb[GuestArguments]):
+    """Save to disk and stop."""
+
+    name = "suspend"
+
+    @property
+    def arguments(self) -> type[GuestArguments]:
+        """Journalled."""
+        return GuestArguments
+
+    def steps(self, arguments: GuestArguments) -> Sequence[Step[GuestArguments]]:
+        """One step; the backend undoes a save that is called off (the guest runs on)."""
+        return [Step("save", self._do)]
+
+    async def _do(self, run: Run[GuestArguments]) -> None:
+        link = self.link(run)
+        facet = link.facets.suspend
+        if facet is None:
+            raise unsupported(cap.SUSPEND, "the host cannot save a guest to disk")
+        await link.call(facet.suspend_guest(run.arguments.uid, run), timeout_s=run.deadline_s)
+        await self.refresh(run)
+
+
+class AdoptGuest(GuestVerb[GuestArguments]):
+    """Take a foreign guest under management; nothing changes in the hypervisor."""
+
+    name = "adopt"
+
+    @property
+    def arguments(self) -> type[GuestArguments]:
+        """Journalled."""
+        return GuestArguments
+
+    def steps(self, arguments: GuestArguments) -> Sequence[Step[GuestArguments]]:
+        """One step, idempotent.  Its disks are not virtd's: a later delete keeps them."""
+        return [Step("adopt", self._do, cancellable=False)]
+
+    async def _do(self, run: Run[GuestArguments]) -> None:
+        await self.refresh(run)
+        view = self.core.inventory.by_uid(run.arguments.uid)
+        if view is None:
+            from virtd.errors import GUEST_NOT_FOUND, NotFoundError
+
+            raise NotFoundError(
+                GUEST_NOT_FOUND, f"{run.arguments.guest} is gone", resource=str(run.arguments.guest_name)
+            )
+        if view.guest.status.origin is not Origin.MANAGED:
+            self.core.inventory.change(
+                view.guest.uid,
+                lambda guest: replace(guest, status=replace(guest.status, origin=Origin.MANAGED)),
+            )
+
+
+def lifecycle_verbs(core: Core) -> list[GuestVerb[GuestArguments] | GuestVerb[ShutdownArguments]]:
+    """One of each, for registration."""
+    return [
+        StartGuest(core),
+        StopGuest(core),
+        ShutdownGuest(core),
+        RebootGuest(core),  # type: ignore[list-item]  # RebootArguments is a ShutdownArguments
+        ResetGuest(core),
+        PauseGuest(core),
+        ResumeGuest(core),
+        SuspendGuest(core),
+        AdoptGuest(core),
+    ]
