@@ -1,1 +1,1 @@
-"""Part of virtd."""
+"""What the daemon tells about itself: logs, metrics, traces, and its readiness to the service manager."""
