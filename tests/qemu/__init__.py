@@ -1,0 +1,1 @@
+"""Tests with a real libvirtd and real QEMU guests (marker ``qemu``)."""

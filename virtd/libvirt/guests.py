@@ -1,0 +1,288 @@
+"""Lists, states and the life cycle of guests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+from uuid import UUID
+
+import libvirt
+
+from virtd.backend.api import CallContext, GuestSummary
+from virtd.errors import (
+    GUEST_EXISTS,
+    INVALID_STATE,
+    AlreadyExistsError,
+    FailedPreconditionError,
+    NotFoundError,
+    VirtdError,
+)
+from virtd.libvirt.connections import HostConnections, LaneName
+from virtd.libvirt.errors import translate
+from virtd.libvirt.states import ACTIVE, State, state_of
+from virtd.model.guest import GuestState
+
+_T = TypeVar("_T")
+
+_UNDEFINE_FLAGS: Final = (
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+)
+
+
+def native_state(domain: Any) -> State:
+    """The guest's state now (one or two native calls)."""
+    state, reason = domain.state()
+    saved = state == libvirt.VIR_DOMAIN_SHUTOFF and bool(domain.hasManagedSaveImage())
+    return state_of(state, reason, saved=saved)
+
+
+def is_active(domain: Any) -> bool:
+    """Whether a process of the guest exists."""
+    return domain.state()[0] in ACTIVE
+
+
+def require_active(domain: Any, action: str) -> None:
+    """Raise INVALID_STATE unless the guest runs or is paused."""
+    if not is_active(domain):
+        raise FailedPreconditionError(
+            INVALID_STATE, f"cannot {action}: the guest does not run", allowed_actions=("start",)
+        )
+
+
+class Guests:
+    """The guests of one host."""
+
+    def __init__(self, connections: HostConnections) -> None:
+        self._connections: Final = connections
+
+    async def on_domain(
+        self,
+        uuid: UUID,
+        name: str,
+        function: Callable[[Any], _T],
+        *,
+        lane: LaneName = LaneName.READ,
+        timeout_s: float | None = None,
+        unlimited: bool = False,
+    ) -> _T:
+        """Run ``function(domain)`` on a worker.
+
+        :raises NotFoundError: GUEST_NOT_FOUND.
+        """
+
+        def run(connection: Any) -> _T:
+            return function(connection.lookupByUUID(uuid.bytes))
+
+        return await self._connections.call(name, run, lane=lane, timeout_s=timeout_s, unlimited=unlimited)
+
+    async def list(self) -> Sequence[GuestSummary]:
+        """Every guest: one bulk call, and one more for those that are saved to disk."""
+        return await self._connections.call("virConnectGetAllDomainStats", _list)
+
+    async def describe(self, uuid: UUID) -> tuple[State, str, bool]:
+        """State, the XML as it is now, and whether the definition is persistent."""
+        return await self.on_domain(
+            uuid,
+            "virDomainGetXMLDesc",
+            lambda domain: (native_state(domain), domain.XMLDesc(0), bool(domain.isPersistent())),
+        )
+
+    async def state(self, uuid: UUID) -> State:
+        """The state now."""
+        return await self.on_domain(uuid, "virDomainGetState", native_state)
+
+    async def define(self, uuid: UUID, name: str, xml: str) -> None:
+        """Define, or redefine the guest of this UUID.
+
+        :raises AlreadyExistsError: GUEST_EXISTS, another guest has the name.
+        """
+
+        def run(connection: Any) -> None:
+            holder = _by_name(connection, name)
+            if holder is not None and holder.UUIDString() != str(uuid):
+                raise AlreadyExistsError(
+                    GUEST_EXISTS,
+                    f"the host has a guest named {name}",
+                    metadata={"name": name, "uuid": holder.UUIDString()},
+                )
+            connection.defineXML(xml)
+
+        await self._connections.call("virDomainDefineXMLFlags", run, lane=LaneName.CHANGE, unlimited=True)
+
+    async def undefine(self, uuid: UUID, _context: CallContext) -> None:
+        """Forget it, with managed save, snapshot metadata and firmware variables.  Idempotent."""
+
+        def run(domain: Any) -> None:
+            if is_active(domain):
+                raise FailedPreconditionError(
+                    INVALID_STATE,
+                    "cannot delete a guest that runs",
+                    allowed_actions=("stop", "shutdown"),
+                )
+            _undefine(domain)
+
+        await self._unless_gone(uuid, "virDomainUndefineFlags", run)
+
+    async def start(self, uuid: UUID, context: CallContext) -> None:
+        """Start it, or restore it from its saved state.  Idempotent.
+
+        A start can take long (memory is read back), so only keep-alive and the operation's own
+        deadline limit it.
+        """
+        context.checkpoint()
+
+        def run(domain: Any) -> None:
+            try:
+                domain.create()
+            except libvirt.libvirtError:
+                # Asked afterwards: a check before would race with others and cost a call.
+                if is_active(domain):
+                    return
+                raise
+
+        await self.on_domain(uuid, "virDomainCreate", run, lane=LaneName.CHANGE, unlimited=True)
+
+    async def stop(self, uuid: UUID, _context: CallContext) -> None:
+        """Cut the power.  Idempotent, whatever the state; a guest that is gone counts as stopped."""
+
+        def run(domain: Any) -> None:
+            try:
+                domain.destroy()
+            except libvirt.libvirtError:
+                if is_active(domain):
+                    raise
+
+        await self._unless_gone(uuid, "virDomainDestroy", run)
+
+    async def request_shutdown(self, uuid: UUID, _context: CallContext) -> None:
+        """Press the power button once."""
+
+        def run(domain: Any) -> None:
+            require_active(domain, "shut down")
+            domain.shutdown()
+
+        await self.on_domain(uuid, "virDomainShutdownFlags", run, lane=LaneName.CHANGE)
+
+    async def request_reboot(self, uuid: UUID, _context: CallContext) -> None:
+        """Ask the guest's system to reboot, once."""
+
+        def run(domain: Any) -> None:
+            require_active(domain, "reboot")
+            domain.reboot(0)
+
+        await self.on_domain(uuid, "virDomainReboot", run, lane=LaneName.CHANGE)
+
+    async def reset_guest(self, uuid: UUID, _context: CallContext) -> None:
+        """Press the reset button."""
+
+        def run(domain: Any) -> None:
+            require_active(domain, "reset")
+            domain.reset()
+
+        await self.on_domain(uuid, "virDomainReset", run, lane=LaneName.CHANGE)
+
+    async def pause_guest(self, uuid: UUID, _context: CallContext) -> None:
+        """Pause.  Idempotent."""
+
+        def run(domain: Any) -> None:
+            require_active(domain, "pause")
+            if native_state(domain).state is not GuestState.PAUSED:
+                domain.suspend()
+
+        await self.on_domain(uuid, "virDomainSuspend", run, lane=LaneName.CHANGE)
+
+    async def resume_guest(self, uuid: UUID, _context: CallContext) -> None:
+        """Continue.  Idempotent."""
+
+        def run(domain: Any) -> None:
+            require_active(domain, "resume")
+            state, _ = domain.state()
+            if state == libvirt.VIR_DOMAIN_PMSUSPENDED:
+                domain.pMWakeup()
+            elif state == libvirt.VIR_DOMAIN_PAUSED:
+                domain.resume()
+
+        await self.on_domain(uuid, "virDomainResume", run, lane=LaneName.CHANGE)
+
+    async def _unless_gone(self, uuid: UUID, name: str, function: Callable[[Any], None]) -> None:
+        try:
+            await self.on_domain(uuid, name, function, lane=LaneName.CHANGE)
+        except NotFoundError:
+            return
+
+
+def _by_name(connection: Any, name: str) -> Any:
+    try:
+        return connection.lookupByName(name)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise
+
+
+def _undefine(domain: Any) -> None:
+    """Undefine with every flag that this driver knows."""
+    flags = _UNDEFINE_FLAGS
+    refused: VirtdError | None = None
+    # Drivers refuse flags that they do not know: drop the newest first.
+    for drop in (
+        0,
+        libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA,
+        libvirt.VIR_DOMAIN_UNDEFINE_NVRAM,
+        libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA,
+    ):
+        flags &= ~drop
+        try:
+            domain.undefineFlags(flags)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() not in (libvirt.VIR_ERR_INVALID_ARG, libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED):
+                raise
+            refused = translate(error, "virDomainUndefineFlags")
+        else:
+            return
+    if refused is not None:
+        raise refused
+
+
+def _list(connection: Any) -> list[GuestSummary]:
+    try:
+        rows = connection.getAllDomainStats(
+            libvirt.VIR_DOMAIN_STATS_STATE, libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
+        )
+        found = [(domain, row["state.state"], row.get("state.reason", 0)) for domain, row in rows]
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_INVALID_ARG):
+            raise
+        found = [(domain, *_state_or_gone(domain)) for domain in connection.listAllDomains(0)]
+        found = [row for row in found if row[1] is not None]
+    saved = _saved(connection) if any(state == libvirt.VIR_DOMAIN_SHUTOFF for _, state, _ in found) else frozenset()
+    summaries = []
+    for domain, state, reason in found:
+        uuid = domain.UUIDString()
+        ours = state_of(state, reason, saved=uuid in saved)
+        summaries.append(GuestSummary(UUID(uuid), domain.name(), ours.state, ours.native, ours.reason))
+    return summaries
+
+
+def _saved(connection: Any) -> frozenset[str]:
+    """UUIDs of the guests with a managed save image."""
+    try:
+        domains = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_INVALID_ARG):
+            return frozenset()
+        raise
+    return frozenset(domain.UUIDString() for domain in domains)
+
+
+def _state_or_gone(domain: Any) -> tuple[int | None, int]:
+    try:
+        state, reason = domain.state()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None, 0
+        raise
+    return state, reason

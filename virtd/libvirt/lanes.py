@@ -1,0 +1,158 @@
+"""Worker threads with a connection each, which can be written off when they hang.
+
+``concurrent.futures`` will not do: its threads are joined at exit, so one call that hangs for ever
+would keep the daemon from ending, and a hung thread keeps its place in the pool.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import libvirt
+
+from virtd.errors import VirtdError
+from virtd.libvirt.errors import translate
+
+NativeCall = Callable[[Any], Any]
+"""A function that is given a ``virConnect`` and makes native calls on it."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One call: its name for errors, the function, and how it went."""
+
+    name: str
+    function: NativeCall
+    future: Future[Any] = field(default_factory=Future)
+    started: float | None = None
+    worker: Worker | None = None
+
+
+class Lane:
+    """A queue and up to ``size`` threads.  Threads start when they are needed.
+
+    :param connect: gives a worker its connection (blocking; it may hang), or None as long as the
+        one it has is good.
+    :param disconnect: releases a connection; must not block.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        connect: Callable[[Any], Any],
+        disconnect: Callable[[Any], None],
+    ) -> None:
+        self.name = name
+        self.size: Final = max(1, size)
+        self.connect: Final = connect
+        self.disconnect: Final = disconnect
+        self.queue: Final[queue.SimpleQueue[Job | None]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._workers: set[Worker] = set()
+        self._closed = False
+        self.idle = 0
+
+    def submit(self, name: str, function: NativeCall) -> Job:
+        """Queue a call."""
+        job = Job(name, function)
+        self.queue.put(job)
+        self._ensure_worker()
+        return job
+
+    def write_off(self, job: Job) -> None:
+        """Give up the thread that is stuck in ``job``; another takes its place when one is needed."""
+        worker = job.worker
+        if worker is None or job.future.done():
+            return
+        worker.written_off = True
+        with self._lock:
+            self._workers.discard(worker)
+        if not self.queue.empty():
+            self._ensure_worker()
+
+    def fail_pending(self, error: Callable[[], VirtdError]) -> None:
+        """Fail every call that has not begun."""
+        while True:
+            try:
+                job = self.queue.get_nowait()
+            except queue.Empty:
+                return
+            if job is not None and job.future.set_running_or_notify_cancel():
+                job.future.set_exception(error())
+
+    def close(self) -> None:
+        """Let the threads end after what they do now.  Does not wait for them."""
+        with self._lock:
+            self._closed = True
+            count = len(self._workers)
+        for _ in range(count):
+            self.queue.put(None)
+
+    def forget(self, worker: Worker) -> None:
+        """A worker has ended."""
+        with self._lock:
+            self._workers.discard(worker)
+
+    def _ensure_worker(self) -> None:
+        with self._lock:
+            if self._closed or self.idle > self.queue.qsize() - 1 or len(self._workers) >= self.size:
+                return
+            worker = Worker(self)
+            self._workers.add(worker)
+        worker.start()
+
+
+class Worker(threading.Thread):
+    """One thread of a lane."""
+
+    def __init__(self, lane: Lane) -> None:
+        super().__init__(name=f"libvirt-{lane.name}", daemon=True)
+        self._lane = lane
+        self._connection: Any = None
+        self.written_off = False
+
+    def run(self) -> None:
+        """Work until the lane closes or this thread is written off."""
+        try:
+            while not self.written_off:
+                self._lane.idle += 1
+                try:
+                    job = self._lane.queue.get()
+                finally:
+                    self._lane.idle -= 1
+                if job is None:
+                    break
+                if job.future.set_running_or_notify_cancel():
+                    self._do(job)
+        finally:
+            self._lane.forget(self)
+            if self._connection is not None:
+                self._lane.disconnect(self._connection)
+
+    def _do(self, job: Job) -> None:
+        job.worker = self
+        job.started = time.monotonic()
+        try:
+            self._connection = self._lane.connect(self._connection)
+            result = job.function(self._connection)
+        except libvirt.libvirtError as error:
+            job.future.set_exception(translate(error, job.name, connection_alive=self._alive()))
+        except BaseException as error:  # whatever it was, it belongs to the caller
+            job.future.set_exception(error)
+        else:
+            job.future.set_result(result)
+
+    def _alive(self) -> bool:
+        if self._connection is None:
+            return True  # the open failed: the error itself says why
+        with contextlib.suppress(libvirt.libvirtError):
+            return bool(self._connection.isAlive())
+        return False

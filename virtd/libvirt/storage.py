@@ -1,0 +1,420 @@
+"""Directory pools and their volumes.
+
+Paths are the host's, which may be another machine.  A volume is filled from a file in one of two
+ways: where virtd can read the file itself and no conversion is needed, it is uploaded (with progress
+and cancel, holes stay holes); else the host converts it (``virStorageVolCreateXMLFrom``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Final
+from uuid import uuid4
+
+import libvirt
+
+from virtd.backend.api import CallContext, VolumeRequest
+from virtd.errors import (
+    CONFIG_INVALID,
+    IMAGE_INVALID,
+    VOLUME_EXISTS,
+    AlreadyExistsError,
+    InvalidArgumentError,
+    VirtdError,
+    invalid_field,
+)
+from virtd.libvirt.connections import HostConnections, LaneName
+from virtd.libvirt.transfer import Transfer
+from virtd.libvirt.xml.storage import PoolXml, VolumeXml
+from virtd.model.guest import DiskFormat
+from virtd.model.storage import Pool, PoolState, Volume
+
+DEFAULT_POOL: Final = "virtd"
+_FORMATS: Final = {DiskFormat.QCOW2: "qcow2", DiskFormat.RAW: "raw"}
+_POLL_S: Final = 0.25
+_QCOW2_MAGIC: Final = b"QFI\xfb"
+
+
+class Storage:
+    """Pools and volumes of one host.
+
+    :param default_path: where the pool for disks that name none is made, on the host; None if that
+        cannot be known (then an existing pool named ``virtd`` is used, or the configuration has to say).
+    """
+
+    def __init__(self, connections: HostConnections, default_path: str | None) -> None:
+        self._connections: Final = connections
+        self._default_path: Final = default_path
+
+    # ----------------------------------------------------------------------------- pools
+
+    async def list_pools(self) -> Sequence[Pool]:
+        """All pools, active or not."""
+
+        def run(connection: Any) -> list[Pool]:
+            found = []
+            for pool in connection.listAllStoragePools(0):
+                try:
+                    found.append(_read_pool(pool))
+                except libvirt.libvirtError as error:
+                    if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_POOL:
+                        raise
+            return found
+
+        return await self._connections.call("virConnectListAllStoragePools", run)
+
+    async def ensure_default_pool(self, context: CallContext) -> Pool:
+        """The pool ``virtd``: used as it is, else made.  Idempotent.
+
+        :raises InvalidArgumentError: CONFIG_INVALID, there is none and no place for it is known.
+        """
+        context.checkpoint()
+        path = self._default_path
+
+        def run(connection: Any) -> Pool:
+            pool = _pool_or_none(connection, DEFAULT_POOL)
+            if pool is None:
+                if path is None:
+                    raise InvalidArgumentError(
+                        CONFIG_INVALID,
+                        f"the host has no pool named {DEFAULT_POOL}, and where to make one is not configured: set "
+                        "the host's option pool_directory to a directory of the host",
+                    )
+                pool = connection.storagePoolDefineXML(PoolXml(DEFAULT_POOL, path).to_xml(), 0)
+            if not pool.isActive():
+                # A directory that exists already is no error: somebody was quicker.
+                with contextlib.suppress(libvirt.libvirtError):
+                    pool.build(0)
+                try:
+                    pool.create(0)
+                except libvirt.libvirtError:
+                    if not pool.isActive():
+                        raise
+            with contextlib.suppress(libvirt.libvirtError):
+                pool.setAutostart(1)
+            return _read_pool(pool)
+
+        return await self._connections.call("virStoragePoolDefineXML", run, lane=LaneName.CHANGE)
+
+    # --------------------------------------------------------------------------- volumes
+
+    async def list_volumes(self, pool: str) -> Sequence[Volume]:
+        """The volumes of a pool, after a refresh.
+
+        :raises NotFoundError: POOL_NOT_FOUND.
+        """
+
+        def run(connection: Any) -> list[Volume]:
+            found = _active_pool(connection, pool)
+            # A refresh fails while a volume is being made; what is known then is fresh enough.
+            with contextlib.suppress(libvirt.libvirtError):
+                found.refresh(0)
+            volumes = []
+            for volume in found.listAllVolumes(0):
+                try:
+                    volumes.append(_read_volume(volume))
+                except libvirt.libvirtError as error:
+                    if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL:
+                        raise
+            return sorted(volumes, key=lambda volume: volume.name)
+
+        return await self._connections.call("virStoragePoolListAllVolumes", run)
+
+    async def volume_path(self, pool: str, name: str) -> str:
+        """Where a volume of this name lies, or would lie.
+
+        :raises NotFoundError: POOL_NOT_FOUND.
+        """
+        _check_name(name)
+
+        def run(connection: Any) -> str:
+            found = connection.storagePoolLookupByName(pool)
+            return str(PurePosixPath(PoolXml.parse(found.XMLDesc(0)).path) / name)
+
+        return await self._connections.call("virStoragePoolGetXMLDesc", run)
+
+    async def create_volume(self, request: VolumeRequest, context: CallContext) -> Volume:
+        """Create a volume: blank, as an overlay, or as a copy.
+
+        :raises AlreadyExistsError: VOLUME_EXISTS; what exists is not touched.
+        :raises ResourceExhaustedError: STORAGE_FULL; nothing is left behind.
+        """
+        _check_name(request.name)
+        _check_request(request)
+        context.checkpoint()
+        if request.source_path and not request.overlay:
+            return await self._copy(request, context)
+        wanted = VolumeXml(
+            name=request.name,
+            format=_FORMATS[request.format],
+            capacity_bytes=request.capacity_bytes,
+            backing_path=request.source_path,
+            backing_format=_FORMATS[request.source_format or request.format] if request.source_path else "",
+        )
+
+        def run(connection: Any) -> Volume:
+            pool = _active_pool(connection, request.pool)
+            _refuse_existing(pool, request.name)
+            if request.overlay:
+                _check_backing(connection, request)
+            return _read_volume(pool.createXML(wanted.to_xml(), 0))
+
+        return await self._connections.call("virStorageVolCreateXML", run, lane=LaneName.BULK, unlimited=True)
+
+    async def delete_volume(self, pool: str, name: str, context: CallContext) -> None:
+        """Delete it.  Idempotent, also when the whole pool is gone."""
+        context.checkpoint()
+
+        def run(connection: Any) -> None:
+            found = _pool_or_none(connection, pool)
+            if found is None:
+                return
+            if not found.isActive():
+                found.create(0)
+            volume = _volume_or_none(found, name)
+            if volume is None:
+                # It may have been made behind the pool's back (by a crash in the middle): look again.
+                found.refresh(0)
+                volume = _volume_or_none(found, name)
+            if volume is not None:
+                _delete(volume)
+
+        await self._connections.call("virStorageVolDelete", run, lane=LaneName.CHANGE)
+
+    # ---------------------------------------------------------------------------- copies
+
+    async def _copy(self, request: VolumeRequest, context: CallContext) -> Volume:
+        source_format = request.source_format or request.format
+        if self._connections.local and source_format is request.format and os.access(request.source_path, os.R_OK):
+            return await self._upload(request, context)
+        return await self._convert(request, context)
+
+    async def _upload(self, request: VolumeRequest, context: CallContext) -> Volume:
+        """Send the file's bytes; the format stays."""
+        transfer = Transfer(request.source_path)
+        if (transfer.head == _QCOW2_MAGIC) != (request.format is DiskFormat.QCOW2):
+            raise InvalidArgumentError(
+                IMAGE_INVALID, f"{request.source_path} is not an image of format {request.format.value}"
+            )
+
+        def run(connection: Any) -> Volume:
+            pool = _active_pool(connection, request.pool)
+            _refuse_existing(pool, request.name)
+            # Made as raw and empty: the upload brings the format with it.
+            volume = pool.createXML(VolumeXml(request.name, "raw", transfer.size).to_xml(), 0)
+            try:
+                transfer.run(connection, volume)
+                pool.refresh(0)
+                volume = pool.storageVolLookupByName(request.name)
+                _grow(volume, request)
+            except BaseException:
+                with contextlib.suppress(libvirt.libvirtError):
+                    _delete(volume)
+                raise
+            return _read_volume(volume)
+
+        work = asyncio.ensure_future(
+            self._connections.call("virStorageVolUpload", run, lane=LaneName.BULK, unlimited=True)
+        )
+        return await _watch(
+            work,
+            context,
+            report=lambda: _report(context, transfer.done_bytes, transfer.size),
+            stop=transfer.cancel,
+        )
+
+    async def _convert(self, request: VolumeRequest, context: CallContext) -> Volume:
+        """Let the host copy or convert.  The native call cannot be aborted: a cancel waits for it."""
+        source_format = _FORMATS[request.source_format or request.format]
+        stopped = _Flag()
+
+        def run(connection: Any) -> Volume:
+            pool = _active_pool(connection, request.pool)
+            _refuse_existing(pool, request.name)
+            with _source_volume(connection, request.source_path) as source:
+                seen = VolumeXml.parse(source.XMLDesc(0))
+                if source_format == "qcow2" and seen.format != "qcow2":
+                    raise InvalidArgumentError(IMAGE_INVALID, f"{request.source_path} is {seen.format}, not qcow2")
+                capacity = max(request.capacity_bytes or 0, seen.capacity_bytes or 0)
+                wanted = VolumeXml(request.name, _FORMATS[request.format], capacity)
+                volume = pool.createXMLFrom(wanted.to_xml(), source, 0)
+            if stopped.value:
+                _delete(volume)
+            return _read_volume(volume) if not stopped.value else Volume(request.name)
+
+        work = asyncio.ensure_future(
+            self._connections.call("virStorageVolCreateXMLFrom", run, lane=LaneName.BULK, unlimited=True)
+        )
+        return await _watch(work, context, report=context.progress, stop=stopped.set)
+
+
+@dataclass(slots=True)
+class _Flag:
+    value: bool = False
+
+    def set(self) -> None:
+        self.value = True
+
+
+async def _watch(
+    work: asyncio.Future[Volume], context: CallContext, *, report: Callable[[], None], stop: Callable[[], None]
+) -> Volume:
+    """Wait for ``work`` while reporting; when asked to give up, stop it, wait for it, then say so."""
+    try:
+        while not work.done():
+            await asyncio.wait({work}, timeout=_POLL_S)
+            report()
+            if not work.done():
+                context.checkpoint()
+    except (VirtdError, asyncio.CancelledError):
+        stop()
+        # What the call did has to be undone before the caller hears of the end.
+        with contextlib.suppress(VirtdError):
+            await asyncio.shield(work)
+        raise
+    return work.result()
+
+
+def _report(context: CallContext, done: int, total: int) -> None:
+    context.progress(done / total if total else 1.0, bytes_done=done, bytes_total=total)
+
+
+def _check_name(name: str) -> None:
+    if not name or "/" in name or name in (".", "..") or "\0" in name:
+        raise invalid_field("volume", f"{name!r} cannot name a file in a pool")
+
+
+def _check_request(request: VolumeRequest) -> None:
+    if request.overlay and request.format is not DiskFormat.QCOW2:
+        raise invalid_field("format", "an overlay is always QCOW2", DiskFormat.QCOW2.value)
+    if request.overlay and not request.source_path:
+        raise invalid_field("source_path", "an overlay needs a file below it")
+    if not request.source_path and not request.capacity_bytes:
+        raise invalid_field("capacity_bytes", "is required for a blank volume and must be more than zero")
+
+
+def _check_backing(connection: Any, request: VolumeRequest) -> None:
+    """A file that does not exist would only be noticed when the guest starts."""
+    with _source_volume(connection, request.source_path) as source:
+        seen = VolumeXml.parse(source.XMLDesc(0)).format
+    stated = _FORMATS[request.source_format or request.format]
+    if stated == "qcow2" and seen != "qcow2":
+        raise InvalidArgumentError(IMAGE_INVALID, f"{request.source_path} is {seen}, not qcow2")
+
+
+def _pool_or_none(connection: Any, name: str) -> Any:
+    try:
+        return connection.storagePoolLookupByName(name)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_POOL:
+            return None
+        raise
+
+
+def _active_pool(connection: Any, name: str) -> Any:
+    pool = connection.storagePoolLookupByName(name)
+    if not pool.isActive():
+        pool.create(0)
+    return pool
+
+
+def _volume_or_none(pool: Any, name: str) -> Any:
+    try:
+        return pool.storageVolLookupByName(name)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_VOL:
+            return None
+        raise
+
+
+def _refuse_existing(pool: Any, name: str) -> None:
+    # The refresh finds files that were put there behind the pool's back: they are not overwritten.
+    with contextlib.suppress(libvirt.libvirtError):
+        pool.refresh(0)
+    if _volume_or_none(pool, name) is not None:
+        raise AlreadyExistsError(VOLUME_EXISTS, f"the pool {pool.name()} has a volume named {name}")
+
+
+def _delete(volume: Any) -> None:
+    try:
+        volume.delete(0)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL:
+            raise
+
+
+def _grow(volume: Any, request: VolumeRequest) -> None:
+    """Give a copy the capacity that was asked for; it never shrinks."""
+    if request.capacity_bytes is not None and request.capacity_bytes > volume.info()[1]:
+        volume.resize(request.capacity_bytes, 0)
+
+
+def _volume_at(connection: Any, path: str) -> Any:
+    try:
+        return connection.storageVolLookupByPath(path)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_VOL:
+            return None
+        raise
+
+
+@contextlib.contextmanager
+def _source_volume(connection: Any, path: str) -> Iterator[Any]:
+    """The file as a volume; its directory becomes a pool for a moment where none holds it."""
+    known = _volume_at(connection, path)
+    if known is not None:
+        yield known
+        return
+    directory, name = os.path.split(path)
+    holder = _pool_at(connection, directory)
+    if holder is not None:
+        holder.refresh(0)
+        yield holder.storageVolLookupByName(name)
+        return
+    pool = connection.storagePoolCreateXML(PoolXml(f"virtd-source-{uuid4()}", directory).to_xml(), 0)
+    try:
+        yield pool.storageVolLookupByName(name)
+    finally:
+        with contextlib.suppress(libvirt.libvirtError):
+            pool.destroy()
+
+
+def _pool_at(connection: Any, directory: str) -> Any:
+    """The active pool of this directory: libvirt refuses a second one."""
+    for pool in connection.listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE):
+        with contextlib.suppress(libvirt.libvirtError):
+            if PoolXml.parse(pool.XMLDesc(0)).path.rstrip("/") == directory.rstrip("/"):
+                return pool
+    return None
+
+
+def _read_pool(pool: Any) -> Pool:
+    xml = PoolXml.parse(pool.XMLDesc(0))
+    active = bool(pool.isActive())
+    return Pool(
+        name=xml.name,
+        kind=xml.kind,
+        path=xml.path,
+        state=PoolState.ACTIVE if active else PoolState.INACTIVE,
+        # libvirt writes zero for a pool that it has not looked into: that is "unknown".
+        capacity_bytes=xml.capacity_bytes if active else None,
+        allocation_bytes=xml.allocation_bytes if active else None,
+        available_bytes=xml.available_bytes if active else None,
+    )
+
+
+def _read_volume(volume: Any) -> Volume:
+    xml = VolumeXml.parse(volume.XMLDesc(0))
+    return Volume(
+        name=xml.name,
+        path=xml.path,
+        format=xml.format,
+        capacity_bytes=xml.capacity_bytes,
+        allocation_bytes=xml.allocation_bytes,
+        backing_path=xml.backing_path,
+    )

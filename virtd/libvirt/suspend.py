@@ -1,0 +1,83 @@
+"""Suspend to disk: libvirt's managed save."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any, Final
+from uuid import UUID
+
+import libvirt
+
+from virtd.backend.api import CallContext
+from virtd.errors import OPERATION_CANCELLED, CancelledError, NotFoundError, VirtdError
+from virtd.libvirt.connections import LaneName
+from virtd.libvirt.guests import Guests, native_state, require_active
+from virtd.model.guest import GuestState
+
+_POLL_S: Final = 0.5
+
+
+class Suspend:
+    """Saves guests to disk."""
+
+    def __init__(self, guests: Guests) -> None:
+        self._guests: Final = guests
+
+    async def suspend_guest(self, uuid: UUID, context: CallContext) -> None:
+        """Save and stop; ``start_guest`` restores.  A cancelled one runs on.  Idempotent."""
+        context.checkpoint()
+
+        def run(domain: Any) -> None:
+            if native_state(domain).state is GuestState.SUSPENDED:
+                return
+            require_active(domain, "suspend")
+            domain.managedSave(0)
+
+        work = asyncio.ensure_future(
+            self._guests.on_domain(uuid, "virDomainManagedSave", run, lane=LaneName.BULK, unlimited=True)
+        )
+        try:
+            while not work.done():
+                await asyncio.wait({work}, timeout=_POLL_S)
+                if not work.done():
+                    await self._report(uuid, context)
+                    context.checkpoint()
+        except (VirtdError, asyncio.CancelledError):
+            await self._abort(uuid)
+            # The guest must be back, or saved after all, before the caller hears of the end.
+            with contextlib.suppress(VirtdError):
+                await asyncio.shield(work)
+            raise
+        try:
+            work.result()
+        except CancelledError as error:
+            raise CancelledError(
+                OPERATION_CANCELLED, "the save was aborted from outside", native=error.record.native
+            ) from error
+
+    async def discard_saved_state(self, uuid: UUID, context: CallContext) -> None:
+        """Throw the saved state away.  Idempotent."""
+        context.checkpoint()
+
+        def run(domain: Any) -> None:
+            if domain.hasManagedSaveImage(0):
+                domain.managedSaveRemove(0)
+
+        with contextlib.suppress(NotFoundError):
+            await self._guests.on_domain(uuid, "virDomainManagedSaveRemove", run, lane=LaneName.CHANGE)
+
+    async def _report(self, uuid: UUID, context: CallContext) -> None:
+        with contextlib.suppress(VirtdError):
+            stats = await self._guests.on_domain(uuid, "virDomainGetJobStats", lambda domain: domain.jobStats(0))
+            done, total = stats.get("data_processed"), stats.get("data_total")
+            if done is not None and total:
+                context.progress(min(1.0, done / total), bytes_done=done, bytes_total=total)
+
+    async def _abort(self, uuid: UUID) -> None:
+        def run(domain: Any) -> None:
+            with contextlib.suppress(libvirt.libvirtError):
+                domain.abortJob()
+
+        with contextlib.suppress(VirtdError):
+            await self._guests.on_domain(uuid, "virDomainAbortJob", run, lane=LaneName.READ)

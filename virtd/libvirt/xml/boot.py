@@ -1,0 +1,57 @@
+"""``<os>``: machine, firmware and what is booted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from virtd.libvirt.xml.build import Element, attribute, child, element, text
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """How a guest starts.
+
+    ``efi`` lets libvirt choose UEFI firmware with secure boot and enrolled keys off, so that
+    unsigned loaders run.  ``os_type`` is libvirt's (``hvm``).
+    """
+
+    os_type: str = "hvm"
+    arch: str = ""
+    machine: str = ""
+    efi: bool = False
+    kernel: str = ""
+    initrd: str = ""
+    command_line: str = ""
+
+    def build(self) -> Element:
+        """The element."""
+        root = element("os", firmware="efi" if self.efi else None)
+        child(root, "type", self.os_type, arch=self.arch or None, machine=self.machine or None)
+        if self.efi:
+            firmware = child(root, "firmware")
+            child(firmware, "feature", enabled="no", name="enrolled-keys")
+            child(firmware, "feature", enabled="no", name="secure-boot")
+        if self.kernel:
+            child(root, "kernel", self.kernel)
+        if self.initrd:
+            child(root, "initrd", self.initrd)
+        if self.kernel and self.command_line:
+            child(root, "cmdline", self.command_line)
+        return root
+
+    @classmethod
+    def parse(cls, root: Element | None) -> Self:
+        """From an element; firmware that is given as a flash image counts as ``efi`` too."""
+        if root is None:
+            return cls()
+        flash = attribute(root, "loader", "type") == "pflash"
+        return cls(
+            os_type=text(root, "type"),
+            arch=attribute(root, "type", "arch"),
+            machine=attribute(root, "type", "machine"),
+            efi=root.get("firmware") == "efi" or flash,
+            kernel=text(root, "kernel"),
+            initrd=text(root, "initrd"),
+            command_line=text(root, "cmdline"),
+        )
