@@ -1,0 +1,101 @@
+"""Results and arguments that are the same in both flavours and are no messages of the API."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from virtd.v1.event_pb2 import Event
+    from virtd.v1.guest_pb2 import Guest
+    from virtd.v1.guest_service_pb2 import HostError
+
+OnConflict: TypeAlias = Literal["queue", "reject"]
+"""When another operation works on the guest: wait in its queue, or raise Conflict at once."""
+
+DiskFormatName: TypeAlias = Literal["qcow2", "raw"]
+"""Format of a disk image."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestList(Sequence["Guest"]):
+    """What ``guests.list`` found: a sequence of guests, and what a list must not hide."""
+
+    guests: tuple[Guest, ...]
+    """The guests, by name.  Those of hosts in ``host_errors`` are as last seen."""
+    host_errors: tuple[HostError, ...]
+    """Hosts that did not answer."""
+    resume_token: str
+    """Watching from here misses nothing after this list."""
+
+    # Sequence's two overloads of this are not worth their lines: a slice is taken of `guests`.
+    def __getitem__(self, index: int) -> Guest:  # type: ignore[override]
+        return self.guests[index]
+
+    def __len__(self) -> int:
+        return len(self.guests)
+
+    def __iter__(self) -> Iterator[Guest]:
+        return iter(self.guests)
+
+
+@dataclass(frozen=True, slots=True)
+class EventPage:
+    """What ``events.pull`` found."""
+
+    events: tuple[Event, ...]
+    """Events, in order."""
+    resume_token: str
+    """For the next call."""
+
+
+ResetCause: TypeAlias = Literal["EXPIRED", "LOG_REPLACED", "INITIAL_INTERRUPTED"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """In a watch: events may be missing here.  Forget what was seen, and list again.
+
+    ``cause`` is ``EXPIRED`` (the daemon no longer holds the events since the token), ``LOG_REPLACED``
+    (its event log began anew) or ``INITIAL_INTERRUPTED`` (the connection was lost within the
+    initial state, which begins again).  With ``initial_state`` the present state follows by itself
+    and ends with :class:`InitialDone`; without it, list.  The watch goes on from ``resume_token``.
+    """
+
+    cause: ResetCause
+    resume_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class InitialDone:
+    """In a watch with ``initial_state``: the present state has been sent; what follows are changes."""
+
+    resume_token: str
+
+
+WatchItem: TypeAlias = "Event | Reset | InitialDone"
+"""What a watch yields."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleData:
+    """In a console: bytes that the guest printed."""
+
+    offset: int
+    """Offset of the first of them since the daemon first saw the guest."""
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleNotice:
+    """In a console: the guest stopped (``CLOSED``) or runs again (``OPENED``)."""
+
+    kind: str
+
+
+ConsoleItem: TypeAlias = ConsoleData | ConsoleNotice
+"""What a console session yields."""
+
+CONSOLE_INPUT_BYTES: Final = 64 * 1024
+"""Most bytes of input in one message."""
