@@ -273,13 +273,15 @@ class Consoles:
                     log.info("console_unavailable", uid=str(uid), error=error.message)
                 await asyncio.sleep(REOPEN_S)
                 continue
-            except FailedPreconditionError:
-                await asyncio.sleep(REOPEN_S)  # it has just gone down, or comes up
-                continue
-            except VirtdError as error:
+            except UnsupportedError as error:
                 self._refused[uid] = error
                 log.info("console_refused", uid=str(uid), error=error.message)
                 return
+            except VirtdError as error:
+                # It has just gone down, or comes up (a revert takes the terminal away for a moment).
+                log.debug("console_not_open", uid=str(uid), error=error.message)
+                await asyncio.sleep(REOPEN_S)
+                continue
             hub.stream = stream
             hub.generation += 1
             hub.wake()

@@ -1,1 +1,11 @@
-"""Part of virtd."""
+"""Conversion between records and protobuf messages.
+
+``generic`` does nearly all of it; ``operations`` and ``events`` hold the special cases, ``wire``
+joins encoded parts, ``encoders`` is what the layers below are given.
+"""
+
+from virtd.rpc.convert.encoders import ENCODERS
+from virtd.rpc.convert.generic import enum_member, from_message, to_message
+from virtd.rpc.convert.operations import to_longrunning
+
+__all__ = ["ENCODERS", "enum_member", "from_message", "to_longrunning", "to_message"]

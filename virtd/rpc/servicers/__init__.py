@@ -1,1 +1,1 @@
-"""Part of virtd."""
+"""One servicer for each service: convert, call the service, convert."""

@@ -1,0 +1,69 @@
+# Thin names for the commands that people and CI run. Everything is in .ci/setup and tests/tools.
+# On a fresh Debian machine any of these may be the first command: .ci/setup installs what is missing,
+# as root or with sudo, and makes .venv.
+#
+#   make test-unit ARGS='-k config -x'      ARGS goes to pytest
+
+PYTHON := .venv/bin/python
+SETUP := sh .ci/setup
+SUITE := $(PYTHON) -m tests.tools.suite
+ARGS :=
+PYTEST = $(if $(ARGS),--pytest="$(ARGS)")
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-unit test-rpc test-docs test-conformance test-qemu lint generate docs bench requirements clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
+
+demo: ## Show everything with a real guest: the first thing to try
+	@$(SETUP) demo
+	@$(PYTHON) -m tests.e2e.demo
+
+test: ## All checks and all tests, real QEMU guests included
+	@$(SETUP) test
+	@$(SUITE) $(PYTEST)
+
+test-unit: ## Unit tests: seconds, no hypervisor
+	@$(SETUP) test
+	@$(SUITE) unit $(PYTEST)
+
+test-rpc: ## The daemon through its API, with the fake backend; injected faults
+	@$(SETUP) test
+	@$(SUITE) rpc $(PYTEST)
+
+test-docs: ## Documentation is complete and true; the wheel is whole
+	@$(SETUP) test
+	@$(SUITE) docs $(PYTEST)
+
+test-conformance: ## The conformance kit, for the backends that need no QEMU
+	@$(SETUP) test
+	@$(SUITE) conformance $(PYTEST)
+
+test-qemu: ## Tests with a real libvirt daemon and real QEMU guests
+	@$(SETUP) test
+	@$(SUITE) qemu $(PYTEST)
+
+lint: ## Static checks: ruff, mypy, import-linter, buf, generated code, shellcheck
+	@$(SETUP) dev
+	@$(SUITE) static
+
+generate: ## Write virtd/v1 anew from proto/
+	@$(SETUP) test
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PYTHON) -m tests.tools.proto generate
+
+docs: ## Build the documentation into docs/_build/html
+	@$(SETUP) test
+	@$(PYTHON) docs/build.py
+
+bench: ## Measure and print; asserts nothing
+	@$(SETUP) test
+	@$(PYTHON) -m tests.bench
+
+requirements: ## Pin anew all that tests and docs need (requirements/dev.txt)
+	@$(SETUP) test
+	@$(PYTHON) -m tests.tools.requirements
+
+clean: ## Remove everything that was built, .venv included
+	rm -rf .venv build dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

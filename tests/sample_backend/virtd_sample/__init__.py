@@ -1,0 +1,1 @@
+"""A sample backend for virtd: its guests are sleeping processes."""

@@ -1,0 +1,149 @@
+"""The report: what was checked, what came of it, and what each capability is worth now.
+
+As JSON (``"schema": "virtd.conformance/1"``)::
+
+    {"schema", "label", "host", "date", "complete",
+     "backend": {"id", "title", "version"},
+     "facts": {"hypervisor", "hypervisor_version", "api", "api_version", "architecture", "accelerator"},
+     "notes": {NAME: VALUE},                    # e.g. how many guests were made in parallel
+     "capabilities": [{"id", "level", "provenance", "reason", "checks": [NAME]}],
+     "checks": [{"name", "capabilities", "outcome", "duration_s", "message"}]}
+
+``outcome`` is PASSED, FAILED, REFUSED (the capability is not declared, and the refusal was proven) or
+NOT_RUN (``message`` says why).  ``provenance`` is VERIFIED when at least one check that proves the
+capability was run, and all of them passed (or proved the refusal).  ``complete`` is false when checks were deselected:
+such a report is no evidence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+from virtd.backend.api import BackendDescriptor
+from virtd.model.host import Capability, CapabilityProvenance, HostFacts
+
+SCHEMA: Final = "virtd.conformance/1"
+SUFFIX: Final = ".json"
+
+
+class Outcome(StrEnum):
+    """What came of a check."""
+
+    PASSED = "PASSED"
+    FAILED = "FAILED"
+    REFUSED = "REFUSED"
+    NOT_RUN = "NOT_RUN"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRecord:
+    """One check.  ``proof`` tells a check that shows that a capability works from one of its robustness."""
+
+    name: str
+    capabilities: tuple[str, ...]
+    outcome: Outcome
+    duration_s: float
+    message: str = ""
+    proof: bool = True
+
+
+@dataclass
+class Report:
+    """The checks of one backend on one host, as they come in."""
+
+    label: str
+    host: str = ""
+    descriptor: BackendDescriptor | None = None
+    facts: HostFacts | None = None
+    notes: dict[str, str | int | float] = field(default_factory=dict)
+    checks: list[CheckRecord] = field(default_factory=list)
+    expected: frozenset[str] = frozenset()
+
+    def add(self, record: CheckRecord) -> None:
+        """Take a check's outcome."""
+        self.checks.append(record)
+
+    def not_run(self) -> list[CheckRecord]:
+        """The checks that the provision gave no means for."""
+        return [record for record in self.checks if record.outcome is Outcome.NOT_RUN]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every check of the suite is in it."""
+        return bool(self.expected) and self.expected <= {record.name for record in self.checks}
+
+    def provenance(self, capability: Capability) -> CapabilityProvenance:
+        """VERIFIED, or what the probe said."""
+        proofs = [record for record in self.checks if record.proof and capability.id in record.capabilities]
+        others = [record for record in self.checks if not record.proof and capability.id in record.capabilities]
+        good = {Outcome.PASSED, Outcome.REFUSED}
+        if proofs and all(p.outcome in good for p in proofs) and all(o.outcome is not Outcome.FAILED for o in others):
+            return CapabilityProvenance.VERIFIED
+        return capability.provenance
+
+    def document(self) -> dict[str, Any]:
+        """As JSON data.  The host's name is left out: a report is published."""
+        facts = self.facts or HostFacts()
+        described = self.host or f"{facts.hypervisor} {facts.hypervisor_version}".strip()
+        return {
+            "schema": SCHEMA,
+            "label": self.label,
+            "host": described,
+            "date": datetime.now(UTC).date().isoformat(),
+            "complete": self.complete,
+            "backend": (
+                {"id": self.descriptor.id, "title": self.descriptor.title, "version": self.descriptor.version}
+                if self.descriptor
+                else {}
+            ),
+            "facts": {
+                "hypervisor": facts.hypervisor,
+                "hypervisor_version": facts.hypervisor_version,
+                "api": facts.api,
+                "api_version": facts.api_version,
+                "architecture": facts.architecture,
+                "accelerator": facts.default_accelerator,
+            },
+            "notes": self.notes,
+            "capabilities": [self._capability(entry) for entry in facts.capabilities],
+            "checks": [_check(record) for record in self.checks],
+        }
+
+    def _capability(self, entry: Capability) -> dict[str, Any]:
+        checks = [record.name for record in self.checks if entry.id in record.capabilities]
+        return {**asdict(entry), "provenance": self.provenance(entry), "checks": checks}
+
+    def write(self, path: Path) -> Path:
+        """Write the report to a file, or as ``LABEL.json`` into a directory."""
+        target = path if path.suffix == SUFFIX else path / f"{self.label}{SUFFIX}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(self.document(), indent=1) + "\n")
+        return target
+
+
+def _check(record: CheckRecord) -> dict[str, Any]:
+    data = asdict(record)
+    data["duration_s"] = round(record.duration_s, 3)
+    return data
+
+
+def summary(reports: Iterable[Report]) -> list[str]:
+    """Lines for a person: what was checked, and everything that was not, with the reason."""
+    lines = []
+    for report in reports:
+        counts = {outcome: sum(record.outcome is outcome for record in report.checks) for outcome in Outcome}
+        lines.append(f"{report.label}: " + ", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
+        grouped: dict[tuple[str, str], list[str]] = {}
+        for record in report.not_run():
+            name, _, case = record.name.partition("[")
+            grouped.setdefault((name, record.message), []).append(case.rstrip("]"))
+        for (name, message), cases in grouped.items():
+            which = f" ({', '.join(cases)})" if any(cases) else ""
+            lines.append(f"  NOT_RUN {name}{which}: {message}")
+    return lines

@@ -1,0 +1,107 @@
+"""Everything that a backend's test module needs: ``from virtd.backend.conformance.suite import *``.
+
+The module that does so defines a fixture ``provision`` (module-scoped) that returns a
+:class:`Provision`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from virtd.backend.conformance.checks_chaos import TestCancel, TestNativeFailures
+from virtd.backend.conformance.checks_describe import TestCapabilities, TestDescriptor, TestDevices, TestLowering
+from virtd.backend.conformance.checks_guests import TestGuests
+from virtd.backend.conformance.checks_inside import TestAgent, TestConsole, TestMemoryIsKept, TestPower, TestScreenshot
+from virtd.backend.conformance.checks_observe import TestEvents, TestMetrics, TestPresence
+from virtd.backend.conformance.checks_snapshots import TestDiskContents, TestMemorySnapshots, TestSnapshots
+from virtd.backend.conformance.checks_storage import TestNetworks, TestPools, TestVolumes
+from virtd.backend.conformance.checks_verbs import TestVerbs
+from virtd.backend.conformance.kit import Kit, check_name
+from virtd.backend.conformance.plugin import REPORTS
+from virtd.backend.conformance.provision import Bootable, Connection, FaultInjector, Outside, Provision, plain_guest
+from virtd.backend.conformance.report import Report
+
+SUITE = (
+    TestDescriptor,
+    TestCapabilities,
+    TestLowering,
+    TestGuests,
+    TestVerbs,
+    TestDevices,
+    TestMemoryIsKept,
+    TestConsole,
+    TestScreenshot,
+    TestAgent,
+    TestPower,
+    TestSnapshots,
+    TestMemorySnapshots,
+    TestDiskContents,
+    TestPools,
+    TestVolumes,
+    TestNetworks,
+    TestEvents,
+    TestMetrics,
+    TestPresence,
+    TestNativeFailures,
+    TestCancel,
+)
+"""Every group of checks."""
+
+__all__ = [  # noqa: PLE0604 - the groups' own names
+    "Bootable",
+    "Connection",
+    "FaultInjector",
+    "Outside",
+    "Provision",
+    "kit",
+    "plain_guest",
+    *(group.__name__ for group in SUITE),
+]
+
+
+def every_check() -> frozenset[str]:
+    """The names of all checks, as the report has them."""
+    names: set[str] = set()
+    for group in SUITE:
+        for attribute in vars(group).values():
+            body = getattr(attribute, "virtd_check", None)
+            if body is not None:
+                for parameters in _parameters(attribute):
+                    names.add(check_name(body, parameters))
+    return frozenset(names)
+
+
+def _parameters(test: object) -> list[dict[str, object]]:
+    """The arguments of each case of a parametrized check."""
+    cases: list[dict[str, object]] = [{}]
+    for mark in getattr(test, "pytestmark", ()):
+        if mark.name == "parametrize":
+            argument, values = mark.args
+            cases = [{**case, argument: value} for case in cases for value in values]
+    return cases
+
+
+@pytest.fixture(scope="module")
+def kit(provision: Provision, request: pytest.FixtureRequest) -> Iterator[Kit]:
+    """The host under test."""
+    config = request.config
+    descriptor = provision.backend.descriptor
+    report = Report(
+        label=provision.label or descriptor.id,
+        host=provision.host,
+        descriptor=descriptor,
+        expected=every_check(),
+    )
+    regenerate = config.getoption("--virtd-conformance-regenerate", default=False)
+    under_test = Kit(provision, report, regenerate=bool(regenerate))
+    under_test.open()
+    try:
+        yield under_test
+    finally:
+        under_test.close()
+        config.stash.setdefault(REPORTS, []).append(report)
+        path = config.getoption("--virtd-conformance-report", default=None) or provision.report
+        if path is not None:
+            report.write(path)

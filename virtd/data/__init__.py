@@ -1,0 +1,1 @@
+"""Files that go with the package: units for the service manager."""

@@ -1,0 +1,120 @@
+"""What the facets of one session share, and how native failures become contract errors."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from uuid import UUID
+
+from virtd.backend.api import HostConfig
+from virtd.errors import (
+    AGENT_NOT_READY,
+    BACKEND_ERROR,
+    GUEST_NOT_FOUND,
+    HOST_UNREACHABLE,
+    INVALID_STATE,
+    SNAPSHOT_NOT_FOUND,
+    STORAGE_FULL,
+    VOLUME_EXISTS,
+    AlreadyExistsError,
+    FailedPreconditionError,
+    InternalError,
+    NativeError,
+    NotFoundError,
+    Reason,
+    ResourceExhaustedError,
+    UnavailableError,
+    VirtdError,
+    unsupported,
+)
+from virtd.model.guest import GuestState
+from virtd.model.host import Capability, CapabilityLevel
+from virtd.testing.fake.faults import NativeFailure
+from virtd.testing.fake.native import NativeHypervisor
+from virtd.testing.fake.state import FakeGuest
+from virtd.testing.fake.world import FakeWorld
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_ERRORS: Final[dict[str, tuple[type[VirtdError], Reason]]] = {
+    "no-guest": (NotFoundError, GUEST_NOT_FOUND),
+    "no-snapshot": (NotFoundError, SNAPSHOT_NOT_FOUND),
+    "unreachable": (UnavailableError, HOST_UNREACHABLE),
+    "active": (FailedPreconditionError, INVALID_STATE),
+    "not-running": (FailedPreconditionError, INVALID_STATE),
+    "not-paused": (FailedPreconditionError, INVALID_STATE),
+    "volume-exists": (AlreadyExistsError, VOLUME_EXISTS),
+    "no-space": (ResourceExhaustedError, STORAGE_FULL),
+    "agent-away": (UnavailableError, AGENT_NOT_READY),
+}
+
+
+def translate(failure: NativeFailure) -> VirtdError:
+    """The contract error that a native failure means; the native words travel with it."""
+    kind, reason = _ERRORS.get(failure.code, (InternalError, BACKEND_ERROR))
+    return kind(reason, failure.message, native=NativeError(failure.call, failure.code, failure.message))
+
+
+class Link:
+    """One session's way to its world."""
+
+    def __init__(self, world: FakeWorld, config: HostConfig, capabilities: Iterable[Capability]) -> None:
+        self.world = world
+        self.config = config
+        self.capabilities = tuple(capabilities)
+        self.closed = False
+
+    def refuse_without(self, capability: str) -> None:
+        """Refuse what this host cannot do, with the capability's own reason.
+
+        :raises UnsupportedError: CAPABILITY_UNSUPPORTED.
+        """
+        for entry in self.capabilities:
+            if entry.id == capability and entry.level is CapabilityLevel.UNSUPPORTED:
+                raise unsupported(capability, entry.reason)
+
+
+class Facet:
+    """Base of the session and its facets."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    @property
+    def _world(self) -> FakeWorld:
+        return self._link.world
+
+    @property
+    def _native(self) -> NativeHypervisor:
+        return self._link.world.native
+
+    async def _in_states(self, uuid: UUID, what: str, *states: GuestState) -> FakeGuest:
+        """Look a guest up and refuse it unless it is in one of the states."""
+        guest = await self._native.guest_lookup(uuid)
+        if guest.state not in states:
+            raise FailedPreconditionError(
+                INVALID_STATE, f"cannot {what} guest {guest.name}: it is {guest.state}", resource=guest.name
+            )
+        return guest
+
+
+F_ = TypeVar("F_", bound=Facet)
+
+
+def spi(
+    method: Callable[Concatenate[F_, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[F_, P], Coroutine[Any, Any, T]]:
+    """A method of the SPI: only contract errors leave it, and none works after ``close``."""
+
+    @functools.wraps(method)
+    async def call(self: F_, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._link.closed:  # the facet's own attribute, seen from its decorator
+            raise UnavailableError(HOST_UNREACHABLE, "the session is closed")
+        try:
+            return await method(self, *args, **kwargs)
+        except NativeFailure as failure:
+            raise translate(failure) from failure
+
+    return call

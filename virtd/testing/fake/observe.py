@@ -1,0 +1,94 @@
+"""Looking at a fake host: networks, metrics, events."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+from virtd.backend.api import NativeEvent
+from virtd.model.metrics import BlockMetrics, GuestMetrics, InterfaceMetrics
+from virtd.model.network import Network
+from virtd.testing.fake import lowering
+from virtd.testing.fake.link import Facet, Link, spi
+from virtd.testing.fake.native import NativeHypervisor
+from virtd.testing.fake.state import FakeGuest
+
+
+class Observation(Facet):
+    """See the SPI's facets for networks and metrics."""
+
+    @spi
+    async def list_networks(self) -> Sequence[Network]:
+        """See the SPI."""
+        return [
+            Network(name, active=True, mode=mode, bridge=f"fakebr{index}", cidrs=(cidr,), autostart=True)
+            for index, (name, mode, cidr) in enumerate(
+                zip(
+                    await self._native.network_list(),
+                    ("nat", "isolated"),
+                    ("192.0.2.0/24", "198.51.100.0/24"),
+                    strict=True,
+                )
+            )
+        ]
+
+    @spi
+    async def sample_guests(self) -> Sequence[GuestMetrics]:
+        """See the SPI."""
+        return [self._sample(guest) for guest in await self._native.stats()]
+
+    def _sample(self, guest: FakeGuest) -> GuestMetrics:
+        config = lowering.parse(guest.active)
+        age_s = self._world.clock.monotonic() - guest.started_at
+        return GuestMetrics(
+            uid=guest.uuid,
+            sample_time=self._world.clock.now(),
+            cpu_time_s=age_s / 10,
+            vcpus=config.vcpus,
+            memory_assigned_bytes=config.memory_bytes,
+            # Only the agent knows what the guest itself uses.
+            memory_used_bytes=config.memory_bytes // 4 if self._native.agent_answers(guest) else None,
+            memory_rss_bytes=config.memory_bytes // 2,
+            blocks=tuple(BlockMetrics(disk.name, int(age_s * 4096), 0, int(age_s), 0) for disk in config.disks),
+            interfaces=tuple(
+                InterfaceMetrics(item.name, int(age_s * 128), int(age_s * 64), int(age_s * 2), int(age_s))
+                for item in config.interfaces
+            ),
+        )
+
+
+class EventSource(Facet):
+    """See :class:`virtd.backend.api.EventSourceFacet`."""
+
+    def __init__(self, link: Link) -> None:
+        super().__init__(link)
+        self._iterators: list[_Events] = []
+
+    def events(self) -> AsyncIterator[NativeEvent]:
+        """See the SPI."""
+        events = _Events(self._native)
+        self._iterators.append(events)
+        return events
+
+    def end(self) -> None:
+        """End all iterators."""
+        for events in self._iterators:
+            events.end()
+        self._iterators.clear()
+
+
+class _Events:
+    """Subscribes when it is made, not when it is first asked: "from now on" is the call's now."""
+
+    def __init__(self, native: NativeHypervisor) -> None:
+        self._queue, self.end = native.subscribe()
+
+    def __aiter__(self) -> _Events:
+        return self
+
+    async def __anext__(self) -> NativeEvent:
+        event = await self._queue.get()
+        if event is None:
+            self.end()
+            self._queue.put_nowait(None)
+            raise StopAsyncIteration
+        return event

@@ -1,0 +1,107 @@
+"""The URI of a fake host: ``fake:///NAME?guests=5&seed=1&latency=0.01&without=guest.pause``.
+
+The path names the world: every session with the same path sees the same guests for as long as the
+process lives.  The other options, each with its default:
+
+``guests=0``
+    how many stopped guests the world has when it is made;
+``seed=1``
+    what their UUIDs and the host's facts are drawn from;
+``latency=0``
+    seconds that each native call takes;
+``boot=0``
+    seconds from start to ``fake: ready`` on the serial console and a ready agent;
+``presses=1``
+    how often the power button must be pressed before a guest obeys; 0: it never does;
+``volume_mib_s=0``
+    how fast volumes are filled, in MiB a second; 0: at once;
+``without=``
+    capabilities that the host does not have, separated by commas;
+``persist=0``
+    1: the world is kept in ``fake-world.json`` in the host's directory, with volumes as small real
+    files beside it, so that it survives a kill of the process; sessions with the same directory
+    share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import parse_qsl, urlsplit
+
+from virtd.backend.capabilities import FACET_OF, LIFECYCLE, SUMMARIES
+from virtd.errors import CONFIG_INVALID, FieldViolation, InvalidArgumentError
+
+SCHEME: Final = "fake"
+_LARGEST: Final = 1e6
+_KNOWN: Final = ("guests", "seed", "latency", "boot", "presses", "volume_mib_s", "without", "persist")
+
+
+@dataclass(frozen=True, slots=True)
+class FakeOptions:
+    """A parsed URI."""
+
+    path: str = "/"
+    guests: int = 0
+    seed: int = 1
+    latency_s: float = 0.0
+    boot_s: float = 0.0
+    presses: int = 1
+    volume_mib_s: float = 0.0
+    without: frozenset[str] = frozenset()
+    persist: bool = False
+
+
+def parse_uri(uri: str) -> FakeOptions:
+    """Parse a fake host's URI.
+
+    :raises InvalidArgumentError: CONFIG_INVALID, naming what is wrong.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme != SCHEME or parts.netloc or parts.fragment:
+        raise _invalid(f"a fake host's URI is {SCHEME}:///NAME?OPTIONS")
+    query: dict[str, str] = {}
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in _KNOWN:
+            raise _invalid(f"{name[:40]!r} is not an option of a fake host", *_KNOWN)
+        query[name] = value
+    return FakeOptions(
+        path=parts.path or "/",
+        guests=int(_number(query, "guests", 0)),
+        seed=int(_number(query, "seed", 1)),
+        latency_s=_number(query, "latency", 0),
+        boot_s=_number(query, "boot", 0),
+        presses=int(_number(query, "presses", 1)),
+        volume_mib_s=_number(query, "volume_mib_s", 0),
+        without=_without(query.get("without", "")),
+        persist=bool(_number(query, "persist", 0)),
+    )
+
+
+def _number(query: Mapping[str, str], name: str, default: float) -> float:
+    try:
+        value = float(query.get(name, default))
+    except ValueError:
+        raise _invalid(f"{name}={query[name][:40]!r} is not a number") from None
+    if not 0 <= value < _LARGEST:
+        raise _invalid(f"{name}={query[name][:40]!r} is not between 0 and 1000000")
+    return value
+
+
+def _without(text: str) -> frozenset[str]:
+    ids = {part for part in text.split(",") if part}
+    for id_ in ids:
+        if id_ not in SUMMARIES or id_ == LIFECYCLE:
+            raise _invalid(f"without={id_[:40]!r}: there is no such optional capability", *SUMMARIES)
+    # What is nothing without the other goes with it.
+    for id_ in tuple(ids):
+        if id_ in ("guest.snapshot", "host.pools"):
+            ids.update(other for other, facet in FACET_OF.items() if facet == FACET_OF[id_])
+    return frozenset(ids)
+
+
+def _invalid(message: str, *alternatives: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        CONFIG_INVALID, f"uri: {message}", violations=(FieldViolation("uri", message, alternatives),)
+    )
