@@ -17,6 +17,7 @@ autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 python_display_short_literal_types = True
 highlight_language = "none"
+smartquotes = False  # what is shown is to be copied
 
 html_theme = "alabaster"
 html_static_path = ["_static"]

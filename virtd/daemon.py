@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,7 @@ from virtd.config.model import Config, Embedded
 from virtd.errors import LIBVIRT_MISSING, UnavailableError, VirtdError
 from virtd.events import EventLog
 from virtd.inventory import HostLink, Inventory, LinkOptions
+from virtd.model.event import Event
 from virtd.model.host import HostState
 from virtd.model.operation import Operation
 from virtd.obs import tracing
@@ -110,6 +112,9 @@ class Daemon:
             recovered = await self.core.engine.recover()
             if recovered:
                 log.info("operations_recovered", count=recovered)
+                for operation in await self.core.engine.list():
+                    if operation.recovered and not operation.state.terminal:
+                        self.metrics.operation_recovered(operation.verb)
             self.services.consoles.start()
             stack.push_async_callback(self.services.consoles.stop)
             if config.metrics.listen is not None:
@@ -157,6 +162,8 @@ class Daemon:
         def finished(operation: Operation) -> None:
             core.plugins.operation_finished(operation)
             started = operation.start_time or operation.create_time
+            if operation.create_time is not None and started is not None:
+                metrics.operation_started(operation.verb, (started - operation.create_time).total_seconds())
             if started is not None and operation.end_time is not None:
                 seconds = (operation.end_time - started).total_seconds()
                 metrics.operation_finished(operation.verb, operation.state.value, seconds)
@@ -169,9 +176,14 @@ class Daemon:
                 reason=operation.error.reason if operation.error else "",
             )
 
+        def published(event: Event) -> None:
+            metrics.event_logged(event.type.value)
+            metrics.event_delivered((datetime.now(UTC) - event.time).total_seconds())
+
         core.engine.on_change = changed
         core.engine.on_finished = finished
-        core.events.on_published = lambda event: metrics.event_logged(event.type.value)
+        core.events.on_published = published
+        self.services.events.on_too_slow = metrics.watcher_too_slow
         metrics.read_from(self._reading)
 
     def _rpc_options(self) -> RpcOptions:
@@ -300,7 +312,10 @@ class Daemon:
             origin=origin,
             prepare=prepare,  # type: ignore[arg-type]  # the two callers' functions have this type
         )
-        link.on_resync = lambda seconds: self.metrics.resync_finished(host_id, seconds, 0)
+        metrics = self.metrics
+        link.on_resync = lambda seconds, differences: metrics.resync_finished(host_id, seconds, differences)
+        link.on_sampled = lambda seconds: metrics.sampled(host_id, seconds)
+        link.on_reconnected = lambda: metrics.host_reconnected(host_id)
         link.start(labels=dict(labels))
         return link
 

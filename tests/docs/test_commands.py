@@ -24,7 +24,7 @@ PROGRAMS: dict[str, click.Command] = {"guestctl": guestctl, "virtd": virtd}
 
 def calls(shell: str) -> Iterator[list[str]]:
     """The calls of our programs in a piece of shell."""
-    lexer = shlex.shlex(shell.replace("\\\n", " "), posix=True, punctuation_chars=True)
+    lexer = shlex.shlex(shell.replace("\\\n", " ").replace("\n", " ; "), posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     words: list[str] = []
     for token in [*lexer, ";"]:
@@ -57,7 +57,7 @@ def check(words: list[str], *, whole: bool) -> None:
     if whole:
         command.make_context(command.name, list(rest), parent=context)
     else:
-        inner = click.Context(command, info_name=command.name, parent=context, resilient_parsing=True)
+        inner = click.Context(command, info_name=command.name, parent=context)
         command.make_parser(inner).parse_args(list(rest))
 
 

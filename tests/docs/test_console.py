@@ -44,7 +44,7 @@ def test_commands_and_their_outputs_are_found() -> None:
 
 @pytest.mark.parametrize("page", ["```console\noutput\n```\n", "```console\n$ one\n"])
 def test_broken_pages_are_errors(page: str) -> None:
-    with pytest.raises(ValueError, match="line [12]"):
+    with pytest.raises(ValueError, match=r"line [12]"):
         commands(page)
 
 

@@ -32,6 +32,7 @@ from virtd.inventory.inventory import Inventory
 from virtd.inventory.readiness import Readiness
 from virtd.model.guest import ConditionStatus, ConditionType, GuestState
 from virtd.model.host import Capability, CapabilityLevel, Host, HostFacts, HostState
+from virtd.obs import tracing
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -82,7 +83,10 @@ class HostLink:
         self._marks: dict[UUID, int] = {}
         self._detail_slots = asyncio.Semaphore(DETAIL_PARALLEL)
         self._readiness = Readiness(self, inventory)
-        self.on_resync: Callable[[float], None] = lambda _seconds: None
+        self.on_resync: Callable[[float, int], None] = lambda _seconds, _differences: None
+        """Called after each comparison with the host: how long it took, how many guests differed."""
+        self.on_sampled: Callable[[float], None] = lambda _seconds: None
+        self.on_reconnected: Callable[[], None] = lambda: None
 
     @property
     def id(self) -> str:
@@ -169,7 +173,9 @@ class HostLink:
             BACKEND_ERROR for anything that is not a contract error.
         """
         try:
-            return await asyncio.wait_for(work, timeout_s or self.config.call_timeout_s + 5.0)
+            name = getattr(work, "__qualname__", "call").rpartition(".")[2]
+            with tracing.span(f"backend {name}", host=self.id):
+                return await asyncio.wait_for(work, timeout_s or self.config.call_timeout_s + 5.0)
         except VirtdError:
             raise
         except TimeoutError:
@@ -222,7 +228,7 @@ class HostLink:
         else:
             wanted = [s.uuid for s in summaries]
         await asyncio.gather(*(self._refresh_quietly(uid) for uid in wanted))
-        self.on_resync(time.monotonic() - started)
+        self.on_resync(time.monotonic() - started, len(wanted))
 
     # ------------------------------------------------------------------------------------ the task
 
@@ -358,6 +364,7 @@ class HostLink:
         match event.type:
             case NativeEventType.CONNECTED:
                 if self.host.state is not HostState.CONNECTED:
+                    self.on_reconnected()
                     self._connected()
             case NativeEventType.DISCONNECTED:
                 self._lost(self._unreachable(event.detail or "the connection was lost"))
@@ -403,8 +410,10 @@ class HostLink:
     async def _sample(self) -> None:
         metrics = self.facets.metrics
         if metrics is not None:
+            started = time.monotonic()
             try:
                 self._inventory.observe_metrics(self.id, await self.call(metrics.sample_guests()))
+                self.on_sampled(time.monotonic() - started)
             except VirtdError as error:
                 log.info("metrics_unavailable", host=self.id, error=error.message)
 

@@ -39,6 +39,7 @@ _KEEPALIVE_LOCAL: Final = (1, 4)
 _KEEPALIVE_REMOTE: Final = (5, 4)
 _MAX_OPENERS: Final = 3
 _BULK_SIZE: Final = 4
+_LOOK_S: Final = 0.5
 
 
 class LaneName(enum.Enum):
@@ -202,8 +203,8 @@ class HostConnections:
         waiter = asyncio.wrap_future(job.future)
         try:
             while not waiter.done():
-                await asyncio.wait({waiter}, timeout=_left(job, limit))
-                if not waiter.done() and limit is not None and job.started is not None and _left(job, limit) == 0:
+                await asyncio.wait({waiter}, timeout=_wait_s(job, limit))
+                if not waiter.done() and limit is not None and chosen.overdue(job, limit):
                     chosen.write_off(job)
                     _consume(waiter)
                     raise unreachable(f"the host did not answer {name} within {limit:g} s", call=name)
@@ -347,13 +348,12 @@ class HostConnections:
                 self._on_change(connected=True, why="")
 
 
-def _left(job: Job, limit: float | None) -> float | None:
-    """Seconds until the job's limit; while it waits for a thread the clock does not run."""
+def _wait_s(job: Job, limit: float | None) -> float | None:
+    """How long to wait before looking at the clock again."""
     if limit is None:
         return None
-    if job.started is None:
-        return min(limit, 0.5)
-    return max(0.0, job.started + limit - time.monotonic())
+    since = job.submitted if job.started is None else job.started
+    return min(_LOOK_S, max(0.01, since + limit - time.monotonic()))
 
 
 def _in_thread(function: Callable[[], Any], name: str) -> asyncio.Future[Any]:

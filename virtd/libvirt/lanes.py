@@ -31,6 +31,7 @@ class Job:
     name: str
     function: NativeCall
     future: Future[Any] = field(default_factory=Future)
+    submitted: float = field(default_factory=time.monotonic)
     started: float | None = None
     worker: Worker | None = None
 
@@ -59,6 +60,18 @@ class Lane:
         self._workers: set[Worker] = set()
         self._closed = False
         self.idle = 0
+        self._last_write_off = 0.0
+
+    def overdue(self, job: Job, limit_s: float) -> bool:
+        """Whether a call has had its time.
+
+        The clock runs while it is worked on, not while it waits for its turn - except when another
+        call had to be written off meanwhile: then the host hangs, and waiting has no end.
+        """
+        now = time.monotonic()
+        if self._last_write_off > job.submitted:
+            return now >= job.submitted + limit_s
+        return job.started is not None and now >= job.started + limit_s
 
     def submit(self, name: str, function: NativeCall) -> Job:
         """Queue a call."""
@@ -69,6 +82,9 @@ class Lane:
 
     def write_off(self, job: Job) -> None:
         """Give up the thread that is stuck in ``job``; another takes its place when one is needed."""
+        self._last_write_off = time.monotonic()
+        if job.future.cancel():
+            return  # it had not begun
         worker = job.worker
         if worker is None or job.future.done():
             return

@@ -29,6 +29,7 @@ from virtd.errors import (
     from_record,
 )
 from virtd.model.operation import Operation, OperationState
+from virtd.obs import tracing
 from virtd.operations.task import Task
 from virtd.operations.verb import Probe, Response, Step
 
@@ -62,6 +63,11 @@ class Worker:
 
     async def work(self, task: Task) -> None:
         """From wherever the task is to its end."""
+        facts = {"operation": task.record.name, "verb": task.record.verb, "target": task.record.target}
+        with tracing.span(f"operation {task.record.verb}", **facts):
+            await self._work(task)
+
+    async def _work(self, task: Task) -> None:
         if task.record.state is OperationState.PENDING:
             task.change(state=OperationState.RUNNING, start_time=datetime.now(UTC))
         response: Response | None = None
@@ -95,7 +101,8 @@ class Worker:
                 fresh = True
                 if await self._already_done(task, step):
                     continue
-            await self._supervise(task, step)
+            with tracing.span(f"step {step.name}", operation=task.record.name):
+                await self._supervise(task, step)
         task.step = len(task.steps)
 
     async def _already_done(self, task: Task, step: Step[Any]) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
-from virtd.errors import RESUME_TOKEN_EXPIRED, OutOfRangeError, invalid_field
+from virtd.errors import RESUME_TOKEN_EXPIRED, OutOfRangeError, ResourceExhaustedError, invalid_field
 from virtd.events.log import ForeignTokenError
 from virtd.model.event import Event, EventType
 from virtd.service.core import Core
@@ -59,6 +59,7 @@ class Events:
         self._core = core
         self.watchers = 0
         """How many watch now (for metrics)."""
+        self.on_too_slow: Callable[[], None] = lambda: None
 
     async def watch(
         self, filter_: str, resume_token: str, initial_state: bool, heartbeat_s: float
@@ -96,6 +97,9 @@ class Events:
                     yield WatchBookmark(subscription.token)
             while (events := await subscription.next_batch(heartbeat)) is not None:
                 yield WatchBatch(tuple(events), subscription.token) if events else WatchBookmark(subscription.token)
+        except ResourceExhaustedError:
+            self.on_too_slow()
+            raise
         finally:
             self.watchers -= 1
 
