@@ -142,6 +142,19 @@ def _kill_named(pid_file: Path, program: str) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+class DaemonConnection:
+    """The way to a private daemon, for the conformance kit: cut by stopping it, guests go on."""
+
+    def __init__(self, daemon: PrivateLibvirt) -> None:
+        self._daemon = daemon
+
+    async def cut(self) -> None:
+        await self._daemon.stop()
+
+    async def restore(self) -> None:
+        await self._daemon.start()
+
+
 @pytest.fixture(scope="session")
 def libvirt_host() -> Iterator[PrivateLibvirt]:
     """One private libvirtd for all tests."""

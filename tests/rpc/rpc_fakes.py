@@ -307,6 +307,11 @@ class Running:
     channel: grpc.aio.Channel
     path: Path
 
+    @property
+    def raw(self) -> Any:
+        """The channel, for calls whose messages are bytes (which gRPC's stubs have no type for)."""
+        return self.channel
+
     def unary(self, method: str, answer: Any) -> Any:
         """A callable for a unary method; ``answer`` is the class of its response."""
         return self.channel.unary_unary(

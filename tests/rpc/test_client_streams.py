@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -375,18 +374,29 @@ async def test_a_cancelled_task_ends_the_stream(server: ScriptedServer) -> None:
 
 
 _INTERRUPTED = """
-import sys
+import os, signal, sys, threading, traceback
 import virtd_client
+
+main = threading.main_thread().ident
+
+def interrupt():
+    # When the main thread waits for the next item, and neither before nor after.
+    while not any(frame.filename.endswith("grpc/_common.py")
+                  for frame in traceback.extract_stack(sys._current_frames()[main])):
+        pass
+    os.kill(os.getpid(), signal.SIGINT)
+
 with virtd_client.Client.connect(sys.argv[1]) as client:
     try:
         if sys.argv[2] == "watch":
-            for item in client.events.watch(resume_token="t0"):
-                print(item.revision, flush=True)
+            kept = client.events.watch(resume_token="t0")
+            next(kept)
         else:
-            with client.console.attach("g") as session:
-                print("attached", flush=True)
-                for item in session:
-                    pass
+            kept = client.console.attach("g")
+            kept.open()
+        threading.Thread(target=interrupt).start()
+        for item in kept:
+            pass
     except KeyboardInterrupt:
         print("interrupted", flush=True)
         sys.stdin.read()  # until the test has looked: the call must have ended, the process not
@@ -401,8 +411,6 @@ def test_ctrl_c_ends_the_call_of_a_sync_iterator(server: ScriptedServer, what: s
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            assert process.stdout.readline()
-            os.kill(process.pid, signal.SIGINT)
             assert process.stdout.readline() == "interrupted\n"
             assert server.calls[-1].ended.wait(10)
             process.communicate("", timeout=20)

@@ -48,6 +48,20 @@ def ctl(
 
 
 WEB = {"verb": "start", "target": "hosts/a/guests/web1"}
+
+
+def slowly(*fields: Any, **more: Any) -> Any:
+    """A step of WaitOperation that takes the time that was asked for, as the daemon's does."""
+
+    async def step(request: Any, _context: Any) -> Any:
+        await asyncio.sleep(request.timeout.ToTimedelta().total_seconds())
+        return operation(*fields, **more)
+
+    return step
+
+
+BOOT = {"state": "OPERATION_STATE_RUNNING", "stage": "boot", "stages": ["define", "boot"], **WEB}
+STILL = slowly("operations/1", **BOOT)
 RUNNING = operation("operations/1", state="OPERATION_STATE_RUNNING", stage="boot", stages=["define", "boot"], **WEB)
 DONE = operation("operations/1", state="OPERATION_STATE_SUCCEEDED", response=guest("web1"), **WEB)
 
@@ -59,12 +73,12 @@ def failed(code: int, kind: str, reason: str, message: str) -> Any:
 
 def test_start_waits_and_says_what_happened(ctl: Ctl, server: ScriptedServer) -> None:
     server.on("StartGuest", started(state="OPERATION_STATE_PENDING", **WEB))
-    server.on("WaitOperation", RUNNING, DONE)
+    server.on("WaitOperation", STILL, DONE)
     result = ctl("start", "a/web1")
     assert (result.code, result.out) == (0, "")
     lines = result.err.splitlines()
-    assert lines[:2] == ["start hosts/a/guests/web1: pending", "start hosts/a/guests/web1: boot"]
-    assert lines[2].startswith("hosts/a/guests/web1 started (")
+    assert lines[0] == "start hosts/a/guests/web1: boot"
+    assert lines[1].startswith("hosts/a/guests/web1 started (")
     request = server.calls_of("StartGuest")[0].request
     assert request.name == "hosts/a/guests/web1"
     assert request.on_conflict == capability_pb2.CONFLICT_POLICY_QUEUE
@@ -160,19 +174,15 @@ def test_one_name_that_is_nowhere_does_not_stop_the_others(ctl: Ctl, server: Scr
 )
 def test_an_operation_that_fails(ctl: Ctl, server: ScriptedServer, end: Any, code: int, reason: str) -> None:
     server.on("StartGuest", started(state="OPERATION_STATE_PENDING", **WEB))
-    server.on("WaitOperation", RUNNING, end)
+    server.on("WaitOperation", STILL, end)
     result = ctl("start", "a/web1")
     assert (result.code, result.out) == (code, "")
     assert f"reason: {reason}\nnext: " in result.err
 
 
 def test_a_time_limit_ends_the_waiting_not_the_work(ctl: Ctl, server: ScriptedServer) -> None:
-    async def slow(request: Any, _context: Any) -> Any:
-        await asyncio.sleep(request.timeout.ToTimedelta().total_seconds())
-        return RUNNING
-
     server.on("StartGuest", started(state="OPERATION_STATE_PENDING", **WEB))
-    server.on("WaitOperation", slow)
+    server.on("WaitOperation", STILL)
     result = ctl("start", "a/web1", "--timeout", "700ms")
     assert result.code == 124
     assert "operations/1 has not ended in time; it goes on" in result.err
@@ -191,7 +201,7 @@ def test_a_daemon_that_restarts_is_waited_for(ctl: Ctl, server: ScriptedServer) 
         await server._start()
 
     server.on("StartGuest", started(state="OPERATION_STATE_PENDING", **WEB))
-    server.on("WaitOperation", RUNNING, restart, DONE)
+    server.on("WaitOperation", STILL, restart, DONE)
     server.on("GetOperation", RUNNING)
     result = ctl("start", "a/web1", "-v")
     assert result.code == 0, result.err
@@ -200,8 +210,8 @@ def test_a_daemon_that_restarts_is_waited_for(ctl: Ctl, server: ScriptedServer) 
 
 
 def test_warnings_and_notes(ctl: Ctl, server: ScriptedServer) -> None:
-    noted = operation("operations/1", state="OPERATION_STATE_SUCCEEDED", response=guest("web1"), **WEB,
-                      warnings=["kvm does not work here: using tcg"], notes=[operation_pb2.OperationNote(message="probed")])  # fmt: skip
+    said = {"warnings": ["kvm does not work here: using tcg"], "notes": [operation_pb2.OperationNote(message="probed")]}
+    noted = operation("operations/1", state="OPERATION_STATE_SUCCEEDED", response=guest("web1"), **WEB, **said)
     server.on("StartGuest", started(state="OPERATION_STATE_PENDING", **WEB))
     server.on("WaitOperation", noted)
     assert "warning: kvm does not work here: using tcg\n" in ctl("start", "a/web1", "-q").err
@@ -439,14 +449,23 @@ def test_hosts_volumes_and_images(ctl: Ctl, server: ScriptedServer) -> None:
     assert ctl("image", "delete", "i").code == 0
 
 
-def test_exec_passes_streams_and_exit_code_through(ctl: Ctl, server: ScriptedServer) -> None:
-    response = agent_pb2.ExecCommandResponse(exit_code=3, stdout=b"out\n", stderr=b"err\n", stdout_truncated=True)
-    server.on("ExecCommand", response)
-    result = ctl("exec", "a/web1", "-e", "x", "--", "ls")
-    assert result.code == 3
-    assert server.calls_of("ExecCommand")[0].request.path == "-e"
-    result = ctl("exec", "-e", "A=b", "a/web1", "--timeout", "5", "--", "sh", "-c", "exit 3")
-    assert result.code == 2, "after -- everything is the command's; --timeout stood after GUEST"
+@pytest.mark.parametrize(
+    ("arguments", "sent"),
+    [
+        (["-e", "A=b", "a/web1", "--", "ls", "-l"], ["ls", "-l"]),
+        (["a/web1", "-e", "A=b", "--timeout", "5", "--", "ls", "--timeout", "7"], ["ls", "--timeout", "7"]),
+        (["a/web1", "ls", "-e", "x"], ["ls", "-e", "x"]),
+        (["a/web1", "sh", "-c", "--help"], ["sh", "-c", "--help"]),
+        (["a/web1", "--", "--strange", "--", "x"], ["--strange", "--", "x"]),
+    ],
+)
+def test_which_words_are_the_command_of_the_guest(
+    ctl: Ctl, server: ScriptedServer, arguments: list[str], sent: list[str]
+) -> None:
+    server.on("ExecCommand", agent_pb2.ExecCommandResponse(exit_code=3))
+    assert ctl("exec", *arguments).code == 3
+    request = server.calls_of("ExecCommand")[0].request
+    assert [request.path, *request.arguments] == sent
 
 
 def test_exec_sends_what_was_asked(ctl: Ctl, server: ScriptedServer) -> None:
@@ -494,13 +513,9 @@ def test_screenshots(ctl: Ctl, server: ScriptedServer, tmp_path: Path, monkeypat
 
 
 def never_ending(server: ScriptedServer) -> None:
-    async def slow(request: Any, _context: Any) -> Any:
-        await asyncio.sleep(request.timeout.ToTimedelta().total_seconds())
-        return operation("operations/1", state="OPERATION_STATE_RUNNING", stage="copy", fraction=0.42,
-                         bytes_done=2**20, bytes_total=2**21, **WEB)  # fmt: skip
-
+    fields = {**BOOT, "stage": "copy", "fraction": 0.42, "bytes_done": 2**20, "bytes_total": 2**21}
     server.on("StartGuest", started(state="OPERATION_STATE_PENDING", **WEB))
-    server.on("WaitOperation", slow)
+    server.on("WaitOperation", slowly("operations/1", **fields))
 
 
 def test_an_interrupted_wait_says_that_the_operation_goes_on(server: ScriptedServer, tmp_path: Path) -> None:

@@ -361,7 +361,7 @@ def test_the_details_of_an_error_are_shown(ctl: Ctl, server: ScriptedServer) -> 
     record = {
         "message": "the disk is too small",
         "violations": [
-            capability_pb2.FieldViolation(field="guest.spec.disks[0]", description="too small", alternatives=["1GiB"])
+            capability_pb2.FieldViolation(field="guest.spec.disks[0]", description="has 3 bytes", alternatives=["1GiB"])
         ],
         "allowed_actions": ["start", "delete"],
         "native": capability_pb2.NativeError(call="virDomainCreate", code="1", message="boom\x1b[2J"),
@@ -369,7 +369,7 @@ def test_the_details_of_an_error_are_shown(ctl: Ctl, server: ScriptedServer) -> 
     }
     server.on("GetGuest", virtd_fail(3, "FIELD_INVALID", "InvalidArgument", **record))
     err = ctl("describe", "guest", "a/web1").err
-    assert "  guest.spec.disks[0]: too small (accepted here: 1GiB)\n" in err
+    assert "  guest.spec.disks[0]: has 3 bytes; accepted here: 1GiB\n" in err
     assert "  allowed now: start, delete\n" in err
     assert "  native: virDomainCreate code 1: boom\\x1b[2J\n" in err
     assert "  retry after: 2.5s\n" in err

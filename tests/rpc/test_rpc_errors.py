@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,9 +10,11 @@ from typing import Any, cast
 
 import grpc
 import pytest
+import structlog
 from google.longrunning import operations_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
+from structlog.testing import capture_logs
 
 from tests.rpc.rpc_fakes import REQUEST_ID, Running, error_of, guest, running, until
 from virtd import errors
@@ -50,7 +51,7 @@ async def daemon(tmp_path: Path) -> AsyncIterator[Running]:
 
 
 async def _fails(daemon: Running, method: str, request: Any, **options: Any) -> grpc.aio.AioRpcError:
-    call = daemon.channel.unary_unary(method, request_serializer=lambda m: m.SerializeToString())
+    call = daemon.raw.unary_unary(method, request_serializer=lambda m: m.SerializeToString())
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call(request, **options)
     return caught.value
@@ -229,7 +230,7 @@ async def test_unknown_fields_are_refused(daemon: Running) -> None:
 
 
 async def test_a_request_that_is_no_message(daemon: Running) -> None:
-    call = daemon.channel.unary_unary(GET_GUEST)
+    call = daemon.raw.unary_unary(GET_GUEST)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call(b"\xff\xff\xff")
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -283,14 +284,12 @@ async def test_an_enormous_error_still_arrives(daemon: Running) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a secret"), KeyError("a secret"), asyncio.CancelledError("a secret")])
-async def test_a_defect_shows_its_id_and_not_its_text(
-    daemon: Running, error: BaseException, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_defect_shows_its_id_and_not_its_text(daemon: Running, error: BaseException) -> None:
     async def broken(*_arguments: Any) -> None:
         raise error
 
     daemon.fakes.hooks["guests.start"] = broken
-    with caplog.at_level(logging.DEBUG):
+    with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
         failure = await _fails(daemon, START, gs.StartGuestRequest(name=GUEST))
     assert failure.code() is grpc.StatusCode.INTERNAL
     record = error_of(failure)
@@ -299,6 +298,9 @@ async def test_a_defect_shows_its_id_and_not_its_text(
     assert isinstance(rpc_id, str)
     assert record.metadata["rpc_id"] == rpc_id
     assert rpc_id in record.message
+    (line,) = [line for line in logs if line["log_level"] == "error"]
+    assert line["exc_info"], "the log has the traceback"
+    assert (line["rpc_id"], line["method"], line["caller"]) == (rpc_id, START, f"unix:uid={os.geteuid()}")
     assert "secret" not in f"{failure.details()}{failure.trailing_metadata()}{failure.debug_error_string()}"
     assert daemon.fakes.audited[0]["outcome"] == "INTERNAL_ERROR"
 
@@ -380,7 +382,7 @@ async def test_everybody_else_may_ask_for_health_only(tmp_path: Path) -> None:
             failure = await _fails(daemon, START, gs.StartGuestRequest(name=name, request_id=REQUEST_ID))
             assert failure.code() is grpc.StatusCode.PERMISSION_DENIED
             assert error_of(failure).reason == "ACCESS_DENIED"
-        call = daemon.channel.unary_unary(GET_GUEST)
+        call = daemon.raw.unary_unary(GET_GUEST)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(b"\xff\xff")
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
@@ -388,7 +390,7 @@ async def test_everybody_else_may_ask_for_health_only(tmp_path: Path) -> None:
         assert [record["outcome"] for record in daemon.fakes.audited] == ["ACCESS_DENIED"] * 3
         assert daemon.fakes.audited[0]["resource"] == GUEST
         assert daemon.fakes.audited[1]["resource"] == "no such form\\x00<b>"
-        watch = daemon.channel.unary_stream("/virtd.v1.EventService/WatchEvents")(b"")
+        watch = daemon.raw.unary_stream("/virtd.v1.EventService/WatchEvents")(b"")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await watch.read()
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED

@@ -37,13 +37,20 @@ def play(markdown: str) -> dict[Command, str]:
     outputs: dict[Command, str] = {}
     with home() as (place, environ), Session(ROOT, environ) as session:
         for text in scene(markdown):
-            output, code = session.run(text)
-            assert code == 0, f"{text}: exit code {code}\n{output}\n{_log(place)}"
+            _done(session, text, text, place)
         for command in commands(markdown):
-            output, code = session.run(command.text)
-            assert code == 0, f"line {command.line}: {command.text}: exit code {code}\n{output}\n{_log(place)}"
+            output = _done(session, command.text, f"line {command.line}: $ {command.text}", place)
             outputs[command] = _plain(output, place)
     return outputs
+
+
+def _done(session: Session, text: str, shown: str, place: Path) -> str:
+    try:
+        output, code = session.run(text)
+    except TimeoutError as error:
+        raise AssertionError(f"{shown}: {error}\n{_log(place)}") from error
+    assert code == 0, f"{shown}: exit code {code}\n{output}\n{_log(place)}"
+    return output
 
 
 def differences(outputs: dict[Command, str]) -> list[str]:

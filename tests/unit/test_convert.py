@@ -26,6 +26,7 @@ from virtd.model.host import Capability, Host
 from virtd.model.operation import Operation
 from virtd.rpc.convert import ENCODERS, enum_member, from_message, generic, to_message
 from virtd.rpc.convert.generic import MESSAGE_ONLY
+from virtd.service.guests import HostPlan
 from virtd.v1 import capability_pb2, guest_pb2, guest_service_pb2, host_pb2, operation_pb2, snapshot_pb2
 
 # Records whose message has another name.
@@ -75,7 +76,7 @@ def _records() -> dict[str, type]:
         for value in vars(module).values()
         if isinstance(value, type) and dataclasses.is_dataclass(value)
     }
-    for value in (ErrorRecord, FieldViolation, NativeError, api.FieldVerdict, api.OptionSchema):
+    for value in (ErrorRecord, FieldViolation, NativeError, api.FieldVerdict, api.OptionSchema, HostPlan):
         found[value.__name__] = value
     return found
 

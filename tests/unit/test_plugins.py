@@ -61,9 +61,11 @@ def test_register(manager: PluginManager) -> None:
     record = manager.register(Plugin(backend), "mine")
     assert record == manager.report[0]
     assert (record.name, record.backend_ids, record.init_error, record.blocked) == ("mine", ("one",), "", False)
-    assert dict(manager.backends) == {"one": backend}
+    assert list(manager.backends) == ["one"]
+    backends: Any = manager.backends
+    assert backends["one"] is backend
     with pytest.raises(TypeError):
-        manager.backends["two"] = backend  # type: ignore[index]  # that it cannot be is the test
+        backends["two"] = backend
 
 
 def test_managers_share_nothing(manager: PluginManager) -> None:

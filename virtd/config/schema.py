@@ -226,14 +226,14 @@ class Discovery(Section):
 
     enabled: bool = Field(
         default=_plain_default(model.DiscoveryConfig, "enabled"),
-        description="Look for the hypervisors of this machine and add them as hosts. Configured hosts come first; one "
-        "that is configured is not added twice.",
+        description="Where no host is configured, look for the hypervisors of this machine and add them as hosts. "
+        "`false`: there are only the hosts that are configured or added, and no private libvirt daemon either.",
     )
     embedded: Embedded = Field(
         default=_plain_default(model.DiscoveryConfig, "embedded"),
         strict=False,
         description="A private libvirt daemon for this user, which virtd starts itself and which keeps its guests over "
-        "a restart: `auto` where no other host was configured or found, `always`, or `never`.",
+        "a restart: `auto` where no other host is configured or found, `always`, or `never`. It is the host `local`.",
     )
 
 

@@ -18,7 +18,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -28,6 +28,7 @@ from virtd.errors import CONFIG_INVALID, InvalidArgumentError, UnavailableError,
 from virtd.libvirt import events
 from virtd.libvirt.errors import translate, unreachable
 from virtd.libvirt.lanes import Job, Lane
+from virtd.libvirt.link import Link
 
 _log: Final = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -40,6 +41,7 @@ _KEEPALIVE_REMOTE: Final = (5, 4)
 _MAX_OPENERS: Final = 3
 _BULK_SIZE: Final = 4
 _LOOK_S: Final = 0.5
+_CLOSE_S: Final = 0.5
 
 
 class LaneName(enum.Enum):
@@ -92,10 +94,10 @@ class HostConnections:
         self.uri: Final = _never_ask(uri, self._transport)
         self.call_timeout_s: Final = call_timeout_s
         self._shared: Final = self._driver == "test"
-        self._on_connected: Callable[[Any], None] | None = None
+        self._on_connected: Callable[[Any], list[int]] | None = None
         self._on_change: ChangeCallback | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._main: Any = None
+        self._main: Link | None = None
         self._generation = 0
         self._connected = False
         self._closed = False
@@ -105,7 +107,9 @@ class HostConnections:
         self._supervisor: asyncio.Task[None] | None = None
         self._openers: set[asyncio.Future[Any]] = set()
         self._lanes: Final = {
-            name: Lane(name.value, _BULK_SIZE if name is LaneName.BULK else workers, self._worker_connect, _close_later)
+            name: Lane(
+                name.value, _BULK_SIZE if name is LaneName.BULK else workers, self._worker_link, self._worker_ended
+            )
             for name in LaneName
         }
 
@@ -121,11 +125,11 @@ class HostConnections:
         """Whether the daemon runs on this machine: its paths are then ours."""
         return self._shared or self._transport in ("unix", "")
 
-    def listen(self, on_connected: Callable[[Any], None], on_change: ChangeCallback) -> None:
+    def listen(self, on_connected: Callable[[Any], list[int]], on_change: ChangeCallback) -> None:
         """Set who is told.  Before :meth:`open`.
 
         :param on_connected: called with each new event connection, on a thread, before it counts as
-            connected: the place to (re-)register callbacks.  Blocking is allowed.
+            connected: the place to (re-)register callbacks, whose ids it returns.  Blocking is allowed.
         :param on_change: called on the loop after a loss and after a re-connect.
         """
         self._on_connected = on_connected
@@ -160,9 +164,10 @@ class HostConnections:
         for lane in self._lanes.values():
             lane.fail_pending(lambda: unreachable("the host's session was closed"))
             lane.close()
-        if self._main is not None:
-            _close_later(self._main)
-            self._main = None
+        link, self._main = self._main, None
+        if link is not None:
+            link.release()
+            await asyncio.to_thread(link.wait_closed, _CLOSE_S)
 
     async def wait_connected(self, timeout_s: float) -> None:
         """Return when the host answers; while it is away, try at once instead of after the back-off.
@@ -217,10 +222,17 @@ class HostConnections:
         result: _T = waiter.result()
         return result
 
-    @property
-    def main(self) -> Any:
-        """The event connection, or None while away.  For streams and callbacks only."""
-        return self._main
+    @contextlib.contextmanager
+    def main(self) -> Iterator[Any]:
+        """The event connection, for what outlives a worker's job (streams).  On worker threads.
+
+        :raises UnavailableError: HOST_UNREACHABLE, the host is away.
+        """
+        link = self._main
+        if link is None:
+            raise self._away()
+        with link.use() as connection:
+            yield connection
 
     def _away(self) -> VirtdError:
         if self._last_error is not None:
@@ -234,19 +246,22 @@ class HostConnections:
 
     # ----------------------------------------------------------------------- connections
 
-    def _worker_connect(self, held: Any) -> Any:
-        """On a worker thread: the connection to use for the next job."""
+    def _worker_link(self, held: Link | None) -> Link:
+        """On a worker thread: the link to use for the next job."""
         if self._shared:
-            if self._main is None:
+            link = self._main
+            if link is None:
                 raise unreachable("the connection is closed")
-            return self._main
+            return link
         if held is not None:
-            if held.virtd_generation == self._generation and held.isAlive():
+            if held.generation == self._generation and held.is_alive():
                 return held
-            _close_later(held)
-        connection = self._open_blocking()
-        connection.virtd_generation = self._generation
-        return connection
+            held.release()
+        return Link(self._open_blocking(), self._generation)
+
+    def _worker_ended(self, link: Link) -> None:
+        if not self._shared:
+            link.release()
 
     def _open_blocking(self) -> Any:
         try:
@@ -273,43 +288,52 @@ class HostConnections:
         for other in others:
             _discard(other)
         try:
-            connection = opener.result()
+            link = opener.result()
         except VirtdError as error:
             self._last_error = error
             raise
-        self._main = connection
+        self._main = link
         self._generation += 1
+        link.generation = self._generation
         self._lost.clear()
         self._connected = True
         self._last_error = None
-        if not connection.isAlive():
+        if not link.is_alive():
             # It closed between open and here, so that the close callback found nothing to report on.
-            self._note_loss(connection, libvirt.VIR_CONNECT_CLOSE_REASON_ERROR)
+            self._note_loss(link, libvirt.VIR_CONNECT_CLOSE_REASON_ERROR)
 
-    def _open_and_prepare(self) -> Any:
+    def _open_and_prepare(self) -> Link:
         connection = self._open_blocking()
+        link = Link(connection)
         try:
-            connection.registerCloseCallback(self._closed_by_peer, None)
+            self._prepare(link, connection)
+        except libvirt.libvirtError as error:
+            link.release()
+            raise translate(error, "virConnectDomainEventRegisterAny") from error
+        except BaseException:
+            link.release()
+            raise
+        return link
+
+    def _prepare(self, link: Link, connection: Any) -> None:
+        try:
+            connection.registerCloseCallback(self._closed_by_peer, link)
         except libvirt.libvirtError as error:
             if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
-                raise translate(error, "virConnectRegisterCloseCallback") from error
-        try:
-            if self._on_connected is not None:
-                self._on_connected(connection)
-        except libvirt.libvirtError as error:
-            raise translate(error, "virConnectDomainEventRegisterAny") from error
-        return connection
+                raise
+        if self._on_connected is not None:
+            link.callbacks = self._on_connected(connection)
 
-    def _closed_by_peer(self, connection: Any, reason: int, _opaque: object) -> None:
+    def _closed_by_peer(self, _connection: Any, reason: int, link: Link) -> None:
         """On the event thread."""
         loop = self._loop
         if loop is not None and not loop.is_closed():
             with contextlib.suppress(RuntimeError):  # the loop has just closed
-                loop.call_soon_threadsafe(self._note_loss, connection, reason)
+                loop.call_soon_threadsafe(self._note_loss, link, reason)
 
-    def _note_loss(self, connection: Any, reason: int) -> None:
-        # Compare identities: an older connection may close after a new one has taken over.
-        if self._closed or connection is not self._main:
+    def _note_loss(self, link: Link, reason: int) -> None:
+        # An older connection may close after a new one has taken over.
+        if self._closed or link is not self._main:
             return
         words = {
             libvirt.VIR_CONNECT_CLOSE_REASON_EOF: "the daemon closed the connection",
@@ -320,7 +344,7 @@ class HostConnections:
         self._last_error = unreachable(words)
         for lane in self._lanes.values():
             lane.fail_pending(lambda: unreachable(words))
-        _close_later(self._main)
+        link.release()
         self._main = None
         self._lost.set()
         _log.warning("lost the connection", extra={"uri": self.uri, "why": words})
@@ -365,7 +389,7 @@ def _in_thread(function: Callable[[], Any], name: str) -> asyncio.Future[Any]:
         if not future.done():
             getattr(future, method)(value)
         elif method == "set_result":
-            _close_later(value)
+            value.release()
 
     def run() -> None:
         try:
@@ -376,7 +400,7 @@ def _in_thread(function: Callable[[], Any], name: str) -> asyncio.Future[Any]:
             loop.call_soon_threadsafe(settle, method, value)
         except RuntimeError:  # the loop is closed: nobody wants it any more
             if method == "set_result":
-                _close_later(value)
+                value.release()
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return future
@@ -387,22 +411,12 @@ def _discard(opener: asyncio.Future[Any]) -> None:
     if not opener.done():
         opener.cancel()
     elif not opener.cancelled() and opener.exception() is None:
-        _close_later(opener.result())
+        opener.result().release()
 
 
 def _consume(waiter: asyncio.Future[Any]) -> None:
     """Take the result of a call that nobody waits for, so that asyncio does not complain."""
     waiter.add_done_callback(lambda done: done.cancelled() or done.exception())
-
-
-def _close_later(connection: Any) -> None:
-    """Close on a throw-away thread: closing talks to the daemon, which may hang."""
-
-    def close() -> None:
-        with contextlib.suppress(libvirt.libvirtError):
-            connection.close()
-
-    threading.Thread(target=close, name="libvirt-close", daemon=True).start()
 
 
 def _no_credentials(_credentials: object, _opaque: object) -> int:

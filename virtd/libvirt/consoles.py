@@ -59,16 +59,14 @@ class Consoles:
 
         def run(_worker: Any) -> Console:
             # The stream lives longer than a worker's job, so it goes over the event connection.
-            connection = self._connections.main
-            if connection is None:
-                raise unreachable("the host does not answer")
-            domain = connection.lookupByUUID(uuid.bytes)
-            require_active(domain, "open the console")
-            described = Domain.parse(domain.XMLDesc(0))
-            if not described.consoles and not described.serials:
-                raise unsupported(CONSOLE_SERIAL, "the guest has no serial console")
-            stream = connection.newStream(libvirt.VIR_STREAM_NONBLOCK)
-            domain.openConsole(None, stream, libvirt.VIR_DOMAIN_CONSOLE_FORCE)
+            with self._connections.main() as connection:
+                domain = connection.lookupByUUID(uuid.bytes)
+                require_active(domain, "open the console")
+                described = Domain.parse(domain.XMLDesc(0))
+                if not described.consoles and not described.serials:
+                    raise unsupported(CONSOLE_SERIAL, "the guest has no serial console")
+                stream = connection.newStream(libvirt.VIR_STREAM_NONBLOCK)
+                domain.openConsole(None, stream, libvirt.VIR_DOMAIN_CONSOLE_FORCE)
             return Console(self._connections, stream, loop)
 
         return await self._connections.call("virDomainOpenConsole", run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 from uuid import UUID
@@ -24,6 +25,10 @@ from virtd.model.guest import GuestState
 
 _T = TypeVar("_T")
 
+Description = tuple[State, str, bool]
+"""State, XML as it is now, and whether the definition is persistent."""
+
+_OLD_XML_FLAGS: Final = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
 _UNDEFINE_FLAGS: Final = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
     | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
@@ -82,35 +87,47 @@ class Guests:
         """Every guest: one bulk call, and one more for those that are saved to disk."""
         return await self._connections.call("virConnectGetAllDomainStats", _list)
 
-    async def describe(self, uuid: UUID) -> tuple[State, str, bool]:
+    async def describe(self, uuid: UUID) -> Description:
         """State, the XML as it is now, and whether the definition is persistent."""
         return await self.on_domain(
             uuid,
             "virDomainGetXMLDesc",
-            lambda domain: (native_state(domain), domain.XMLDesc(0), bool(domain.isPersistent())),
+            _describe,
         )
 
     async def state(self, uuid: UUID) -> State:
         """The state now."""
         return await self.on_domain(uuid, "virDomainGetState", native_state)
 
-    async def define(self, uuid: UUID, name: str, xml: str) -> None:
-        """Define, or redefine the guest of this UUID.
+    async def define(self, uuid: UUID, name: str, xml: str) -> Description:
+        """Define, or redefine the guest of this UUID, and describe it.  All or nothing.
 
         :raises AlreadyExistsError: GUEST_EXISTS, another guest has the name.
         """
 
-        def run(connection: Any) -> None:
-            holder = _by_name(connection, name)
+        def run(connection: Any) -> Description:
+            holder = _find(lambda: connection.lookupByName(name))
             if holder is not None and holder.UUIDString() != str(uuid):
                 raise AlreadyExistsError(
                     GUEST_EXISTS,
                     f"the host has a guest named {name}",
                     metadata={"name": name, "uuid": holder.UUIDString()},
                 )
-            connection.defineXML(xml)
+            before = _find(lambda: connection.lookupByUUID(uuid.bytes))
+            old_xml = None if before is None else before.XMLDesc(_OLD_XML_FLAGS)
+            domain = connection.defineXML(xml)
+            try:
+                return _describe(domain)
+            except libvirt.libvirtError:
+                with contextlib.suppress(libvirt.libvirtError):
+                    if old_xml is None:
+                        _undefine(domain)
+                    else:
+                        connection.defineXML(old_xml)
+                raise
 
-        await self._connections.call("virDomainDefineXMLFlags", run, lane=LaneName.CHANGE, unlimited=True)
+        # The first define on a host can take many seconds: emulators are examined.
+        return await self._connections.call("virDomainDefineXMLFlags", run, lane=LaneName.CHANGE, unlimited=True)
 
     async def undefine(self, uuid: UUID, _context: CallContext) -> None:
         """Forget it, with managed save, snapshot metadata and firmware variables.  Idempotent."""
@@ -214,9 +231,13 @@ class Guests:
             return
 
 
-def _by_name(connection: Any, name: str) -> Any:
+def _describe(domain: Any) -> Description:
+    return native_state(domain), domain.XMLDesc(0), bool(domain.isPersistent())
+
+
+def _find(lookup: Callable[[], Any]) -> Any:
     try:
-        return connection.lookupByName(name)
+        return lookup()
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
             return None

@@ -6,7 +6,6 @@ would keep the daemon from ending, and a hung thread keeps its place in the pool
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 import time
@@ -19,6 +18,7 @@ import libvirt
 
 from virtd.errors import VirtdError
 from virtd.libvirt.errors import translate
+from virtd.libvirt.link import Link
 
 NativeCall = Callable[[Any], Any]
 """A function that is given a ``virConnect`` and makes native calls on it."""
@@ -39,17 +39,17 @@ class Job:
 class Lane:
     """A queue and up to ``size`` threads.  Threads start when they are needed.
 
-    :param connect: gives a worker its connection (blocking; it may hang), or None as long as the
-        one it has is good.
-    :param disconnect: releases a connection; must not block.
+    :param connect: given the link that a worker has (or None), gives the one to use (blocking; it
+        may hang).
+    :param disconnect: called when a worker ends, with its link; must not block.
     """
 
     def __init__(
         self,
         name: str,
         size: int,
-        connect: Callable[[Any], Any],
-        disconnect: Callable[[Any], None],
+        connect: Callable[[Link | None], Link],
+        disconnect: Callable[[Link], None],
     ) -> None:
         self.name = name
         self.size: Final = max(1, size)
@@ -59,7 +59,7 @@ class Lane:
         self._lock = threading.Lock()
         self._workers: set[Worker] = set()
         self._closed = False
-        self.idle = 0
+        self._idle = 0
         self._last_write_off = 0.0
 
     def overdue(self, job: Job, limit_s: float) -> bool:
@@ -79,6 +79,16 @@ class Lane:
         self.queue.put(job)
         self._ensure_worker()
         return job
+
+    def take(self) -> Job | None:
+        """The next call, for a worker; None: end."""
+        with self._lock:
+            self._idle += 1
+        try:
+            return self.queue.get()
+        finally:
+            with self._lock:
+                self._idle -= 1
 
     def write_off(self, job: Job) -> None:
         """Give up the thread that is stuck in ``job``; another takes its place when one is needed."""
@@ -119,7 +129,7 @@ class Lane:
 
     def _ensure_worker(self) -> None:
         with self._lock:
-            if self._closed or self.idle > self.queue.qsize() - 1 or len(self._workers) >= self.size:
+            if self._closed or self._idle >= self.queue.qsize() or len(self._workers) >= self.size:
                 return
             worker = Worker(self)
             self._workers.add(worker)
@@ -132,33 +142,30 @@ class Worker(threading.Thread):
     def __init__(self, lane: Lane) -> None:
         super().__init__(name=f"libvirt-{lane.name}", daemon=True)
         self._lane = lane
-        self._connection: Any = None
+        self._link: Link | None = None
         self.written_off = False
 
     def run(self) -> None:
         """Work until the lane closes or this thread is written off."""
         try:
             while not self.written_off:
-                self._lane.idle += 1
-                try:
-                    job = self._lane.queue.get()
-                finally:
-                    self._lane.idle -= 1
+                job = self._lane.take()
                 if job is None:
                     break
                 if job.future.set_running_or_notify_cancel():
                     self._do(job)
         finally:
             self._lane.forget(self)
-            if self._connection is not None:
-                self._lane.disconnect(self._connection)
+            if self._link is not None:
+                self._lane.disconnect(self._link)
 
     def _do(self, job: Job) -> None:
         job.worker = self
         job.started = time.monotonic()
         try:
-            self._connection = self._lane.connect(self._connection)
-            result = job.function(self._connection)
+            self._link = self._lane.connect(self._link)
+            with self._link.use() as connection:
+                result = job.function(connection)
         except libvirt.libvirtError as error:
             job.future.set_exception(translate(error, job.name, connection_alive=self._alive()))
         except BaseException as error:  # whatever it was, it belongs to the caller
@@ -167,8 +174,5 @@ class Worker(threading.Thread):
             job.future.set_result(result)
 
     def _alive(self) -> bool:
-        if self._connection is None:
-            return True  # the open failed: the error itself says why
-        with contextlib.suppress(libvirt.libvirtError):
-            return bool(self._connection.isAlive())
-        return False
+        # Without a link the open failed, and the error itself says why.
+        return self._link is None or self._link.is_alive()

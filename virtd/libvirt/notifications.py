@@ -61,20 +61,21 @@ class EventSource:
         self._loop: Final = asyncio.get_running_loop()
         self._closed = False
 
-    def register(self, connection: Any) -> None:
-        """Register every callback on a (new) event connection.  Blocking; any thread."""
-        connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle, None)
+    def register(self, connection: Any) -> list[int]:
+        """Register every callback on a (new) event connection; their ids.  Blocking; any thread."""
+        ids = [connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle, None)]
         optional: list[tuple[int, Callable[..., None], object]] = [
             (libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, self._agent, None)
         ]
         optional += [(event, self._change, word) for event, word in _CHANGES.items()]
         for event, callback, opaque in optional:
             try:
-                connection.domainEventRegisterAny(None, event, callback, opaque)
+                ids.append(connection.domainEventRegisterAny(None, event, callback, opaque))
             except libvirt.libvirtError as error:
                 if error.get_error_code() not in (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_INVALID_ARG):
                     raise
                 _log.debug("the driver has no event %d", event)
+        return ids
 
     def connection_changed(self, *, connected: bool, why: str) -> None:
         """Report a lost or regained host.  On the loop."""

@@ -13,12 +13,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import hashlib
 import logging
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Final
@@ -34,7 +36,7 @@ _STOP_TIMEOUT_S: Final = 10.0
 # sizeof(sockaddr_un.sun_path) is 108 with the final NUL.
 _SOCKET_PATH_MAX: Final = 107
 # The longest path below a session's configuration directory: a channel's socket, with a 20-letter name.
-_SESSION_TAIL: Final = "/libvirt/qemu/channel/target/domain-99-aaaaaaaaaaaaaaaaaaaa/org.qemu.guest_agent.0"
+_SESSION_TAIL: Final = "/libvirt/qemu/channel/target/domain-999-aaaaaaaaaaaaaaaaaaaa/org.qemu.guest_agent.0"
 _SEARCH: Final = "/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin:/sbin:/bin"
 
 # Daemons that this process has started.  They are meant to outlive every object here, and have to be
@@ -204,7 +206,7 @@ class PrivateLibvirt:
     def _check_paths(self) -> None:
         longest = str(self.socket)
         if not self._root:
-            longest = max(longest, f"{self.directory}/config{_SESSION_TAIL}", key=len)
+            longest = max(longest, f"{self._config_home()}{_SESSION_TAIL}", key=len)
         if len(os.fsencode(longest)) > _SOCKET_PATH_MAX:
             raise InvalidArgumentError(
                 CONFIG_INVALID,
@@ -212,12 +214,40 @@ class PrivateLibvirt:
                 f"{len(os.fsencode(longest))} bytes and {_SOCKET_PATH_MAX} are possible; choose a shorter one",
             )
 
+    def _config_home(self) -> Path:
+        """A session's configuration directory, by a short name where the real one is too long.
+
+        libvirt 9 puts the sockets of a session's guests below it, under names of up to 83 bytes.
+        """
+        real = self.directory / "config"
+        if len(os.fsencode(f"{real}{_SESSION_TAIL}")) <= _SOCKET_PATH_MAX:
+            return real
+        runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+        digest = hashlib.sha256(os.fsencode(real)).hexdigest()
+        if runtime and os.access(runtime, os.W_OK):
+            return Path(runtime) / f"v{digest[:6]}"
+        return Path(tempfile.gettempdir()) / f"virtd-{os.geteuid()}" / digest[:6]
+
+    def _link_config_home(self) -> None:
+        """Make the short name.  Nobody else may have made it, or its directory, first."""
+        real, link = self.directory / "config", self._config_home()
+        if link == real:
+            return
+        link.parent.mkdir(mode=0o700, exist_ok=True)
+        if link.parent.stat(follow_symlinks=False).st_uid != os.geteuid():
+            raise self._failed(f"{link.parent} belongs to another user")
+        if not link.is_symlink() or link.readlink() != real:
+            link.unlink(missing_ok=True)
+            link.symlink_to(real)
+
     def _write_configuration(self) -> None:
-        for name in ("run", "lib", "log", "etc"):
+        for name in ("run", "lib", "log", *(("etc",) if self._root else ())):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         self.cache.mkdir(parents=True, exist_ok=True)
         settings = self.directory / "etc" if self._root else self.directory / "config" / "libvirt"
         settings.mkdir(parents=True, exist_ok=True)
+        if not self._root:
+            self._link_config_home()
         self.directory.chmod(0o711 if self._root else 0o700)
         uuid_file = self.directory / "host_uuid"
         if not uuid_file.exists():
@@ -255,7 +285,7 @@ class PrivateLibvirt:
             command += [str(self.directory / "config" / "libvirt" / "libvirtd.conf")]
             environment = {
                 **os.environ,
-                "XDG_CONFIG_HOME": str(self.directory / "config"),
+                "XDG_CONFIG_HOME": str(self._config_home()),
                 "XDG_CACHE_HOME": str(self.cache),
                 "XDG_DATA_HOME": str(self.directory / "lib"),
                 "XDG_RUNTIME_DIR": str(self.directory / "run"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -86,12 +87,19 @@ class Snapshots:
 
         def run(domain: Any) -> Snapshot:
             existing = _find(domain, request.name)
-            if existing is None:
-                refused = self._refuse(Domain.parse(domain.XMLDesc(0)), is_active(domain), request.memory)
-                if refused is not None:
-                    raise unsupported(*refused)
-                existing = domain.snapshotCreateXML(DomainSnapshot(request.name, request.description).to_xml(), 0)
-            return _read(existing, _current_name(domain))
+            if existing is not None:
+                return _read(existing, _current_name(domain))
+            refused = self._refuse(Domain.parse(domain.XMLDesc(0)), is_active(domain), request.memory)
+            if refused is not None:
+                raise unsupported(*refused)
+            made = domain.snapshotCreateXML(DomainSnapshot(request.name, request.description).to_xml(), 0)
+            try:
+                return _read(made, _current_name(domain))
+            except libvirt.libvirtError:
+                # A call that raises leaves nothing behind.
+                with contextlib.suppress(libvirt.libvirtError):
+                    made.delete(0)
+                raise
 
         return await self._guests.on_domain(uuid, "virDomainSnapshotCreateXML", run, lane=LaneName.BULK, unlimited=True)
 

@@ -19,16 +19,21 @@ from uuid import uuid4
 import libvirt
 
 from virtd.backend.api import CallContext, VolumeRequest
+from virtd.backend.capabilities import VOLUMES
 from virtd.errors import (
     CONFIG_INVALID,
     IMAGE_INVALID,
+    STORAGE_FULL,
     VOLUME_EXISTS,
     AlreadyExistsError,
     InvalidArgumentError,
+    ResourceExhaustedError,
     VirtdError,
     invalid_field,
+    unsupported,
 )
 from virtd.libvirt.connections import HostConnections, LaneName
+from virtd.libvirt.errors import native_of
 from virtd.libvirt.transfer import Transfer
 from virtd.libvirt.xml.storage import PoolXml, VolumeXml
 from virtd.model.guest import DiskFormat
@@ -45,11 +50,13 @@ class Storage:
 
     :param default_path: where the pool for disks that name none is made, on the host; None if that
         cannot be known (then an existing pool named ``virtd`` is used, or the configuration has to say).
+    :param no_volumes: why this host makes no volumes, where it does not.
     """
 
-    def __init__(self, connections: HostConnections, default_path: str | None) -> None:
+    def __init__(self, connections: HostConnections, default_path: str | None, *, no_volumes: str = "") -> None:
         self._connections: Final = connections
         self._default_path: Final = default_path
+        self._no_volumes: Final = no_volumes
 
     # ----------------------------------------------------------------------------- pools
 
@@ -144,6 +151,8 @@ class Storage:
         :raises AlreadyExistsError: VOLUME_EXISTS; what exists is not touched.
         :raises ResourceExhaustedError: STORAGE_FULL; nothing is left behind.
         """
+        if self._no_volumes:
+            raise unsupported(VOLUMES, self._no_volumes)
         _check_name(request.name)
         _check_request(request)
         context.checkpoint()
@@ -242,7 +251,13 @@ class Storage:
                     raise InvalidArgumentError(IMAGE_INVALID, f"{request.source_path} is {seen.format}, not qcow2")
                 capacity = max(request.capacity_bytes or 0, seen.capacity_bytes or 0)
                 wanted = VolumeXml(request.name, _FORMATS[request.format], capacity)
-                volume = pool.createXMLFrom(wanted.to_xml(), source, 0)
+                try:
+                    volume = pool.createXMLFrom(wanted.to_xml(), source, 0)
+                except libvirt.libvirtError as error:
+                    _discard_failed(pool, request.name)
+                    if _is_full(pool, seen.allocation_bytes):
+                        raise _full(error, "virStorageVolCreateXMLFrom") from error
+                    raise
             if stopped.value:
                 _delete(volume)
             return _read_volume(volume) if not stopped.value else Volume(request.name)
@@ -338,6 +353,31 @@ def _refuse_existing(pool: Any, name: str) -> None:
         pool.refresh(0)
     if _volume_or_none(pool, name) is not None:
         raise AlreadyExistsError(VOLUME_EXISTS, f"the pool {pool.name()} has a volume named {name}")
+
+
+def _discard_failed(pool: Any, name: str) -> None:
+    """Remove what a failed conversion may have left."""
+    with contextlib.suppress(libvirt.libvirtError):
+        pool.refresh(0)
+        leftover = _volume_or_none(pool, name)
+        if leftover is not None:
+            _delete(leftover)
+
+
+def _is_full(pool: Any, needed_bytes: int | None) -> bool:
+    """Whether the pool cannot hold so much.
+
+    qemu-img says "no space" in its text only, and texts are not decided upon.
+    """
+    with contextlib.suppress(libvirt.libvirtError):
+        pool.refresh(0)
+        return needed_bytes is not None and pool.info()[3] < needed_bytes
+    return False
+
+
+def _full(error: libvirt.libvirtError, call: str) -> VirtdError:
+    native = native_of(error, call)
+    return ResourceExhaustedError(STORAGE_FULL, f"the pool has no space left: {native.message}", native=native)
 
 
 def _delete(volume: Any) -> None:

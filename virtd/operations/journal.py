@@ -41,18 +41,26 @@ class Known:
     operation: str
 
 
-def insert(connection: sqlite3.Connection, row: Row, fingerprint: str) -> None:
-    """Journal a new operation and remember its request id, in one transaction."""
+def insert(connection: sqlite3.Connection, row: Row, fingerprint: str) -> Known | None:
+    """Journal a new operation and remember its request id, in one transaction.
+
+    :returns: None; or what the request id started before, and then nothing was written.
+    """
     now = time.time()
+    if row.record.request_id:
+        known = _known(connection, row.record.caller, row.record.request_id)
+        if known is not None:
+            return known
     connection.execute(
         "INSERT INTO operations (id, verb, queue, arguments, record, created) VALUES (?, ?, ?, ?, ?, ?)",
         (row.record.name, row.record.verb, row.queue, row.arguments, RECORD.encode(row.record), now),
     )
     if row.record.request_id:
         connection.execute(
-            "INSERT OR REPLACE INTO requests VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO requests VALUES (?, ?, ?, ?, ?)",
             (row.record.caller, row.record.request_id, fingerprint, row.record.name, now),
         )
+    return None
 
 
 def update(connection: sqlite3.Connection, row: Row, response: Response | None) -> None:
@@ -79,7 +87,7 @@ async def open_rows(database: Database) -> list[Row]:
     rows = await database.read(
         lambda connection: connection.execute(
             "SELECT record, queue, arguments, step, undoing, scratch FROM operations"
-            " WHERE terminal = 0 ORDER BY created, rowid"
+            " WHERE terminal = 0 ORDER BY rowid"  # not by time: a clock can be set back
         ).fetchall()
     )
     return [
@@ -90,11 +98,13 @@ async def open_rows(database: Database) -> list[Row]:
 
 async def known_request(database: Database, caller: str, request_id: str) -> Known | None:
     """What this caller's request id started, if it is remembered."""
-    row = await database.read(
-        lambda connection: connection.execute(
-            "SELECT fingerprint, operation FROM requests WHERE caller = ? AND request_id = ?", (caller, request_id)
-        ).fetchone()
-    )
+    return await database.read(lambda connection: _known(connection, caller, request_id))
+
+
+def _known(connection: sqlite3.Connection, caller: str, request_id: str) -> Known | None:
+    row = connection.execute(
+        "SELECT fingerprint, operation FROM requests WHERE caller = ? AND request_id = ?", (caller, request_id)
+    ).fetchone()
     return Known(*row) if row else None
 
 
@@ -115,13 +125,28 @@ async def fetch_response(database: Database, name: str) -> Response | None:
 
 
 async def fetch_all(database: Database) -> list[Operation]:
-    """All that are kept, newest first."""
+    """All that are kept, newest first.  Decoded by the reader's thread: there may be very many."""
+    return await database.read(
+        lambda connection: [
+            RECORD.decode(record)
+            for (record,) in connection.execute("SELECT record FROM operations ORDER BY rowid DESC")
+        ]
+    )
+
+
+async def untold(database: Database) -> list[Operation]:
+    """What has ended, but was perhaps never told: the daemon died between the two."""
     rows = await database.read(
         lambda connection: connection.execute(
-            "SELECT record FROM operations ORDER BY created DESC, rowid DESC"
+            "SELECT record FROM operations WHERE terminal = 1 AND told = 0 ORDER BY rowid"
         ).fetchall()
     )
     return [RECORD.decode(record) for (record,) in rows]
+
+
+def mark_told(connection: sqlite3.Connection, name: str) -> None:
+    """The event of its end is in the log.  To be queued behind that event."""
+    connection.execute("UPDATE operations SET told = 1 WHERE id = ?", (name,))
 
 
 def delete(connection: sqlite3.Connection, name: str) -> None:

@@ -38,6 +38,7 @@ class Task:
         verb: Verb[Any],
         arguments: Any,
         steps: Sequence[Step[Any]],
+        timeout_s: float,
     ) -> None:
         self._engine = engine
         self.record = record
@@ -47,6 +48,8 @@ class Task:
         self.steps = tuple(steps)
         self.step = 0
         self.undoing = False
+        self.accepted = False
+        """Whether its row is in the journal; it holds its place in the queue before."""
         self.begun = False
         """Whether any step may have had an effect."""
         self.ending = False
@@ -55,7 +58,8 @@ class Task:
         self.cancel_event = asyncio.Event()
         self.ended = asyncio.Event()
         self.runner: asyncio.Task[None] | None = None
-        self._deadline = time.monotonic() + verb.timeout_s(arguments)
+        self.timeout_s = timeout_s
+        self._deadline = time.monotonic() + timeout_s
         self._last_progress = 0.0
         weights = [step.weight for step in self.steps]
         self._total_weight = sum(weights) or 1.0
@@ -73,13 +77,22 @@ class Task:
 
     @property
     def deadline_s(self) -> float | None:
-        """Seconds left; never negative."""
-        return max(0.0, self._deadline - time.monotonic())
+        """Seconds left, never negative; None while undoing, which takes the time that it takes."""
+        return None if self.undoing else max(0.0, self._deadline - time.monotonic())
+
+    @property
+    def interruptible(self) -> bool:
+        """Whether a cancel, or the end of the time, is obeyed now."""
+        return not self.undoing and (not self.begun or self.steps[self.step].cancellable)
+
+    def start_clock(self) -> None:
+        """It begins to work: the time that it waited in its queue does not count."""
+        self._deadline = time.monotonic() + self.timeout_s
 
     def change(self, **changes: Any) -> None:
         """Make a new version of the record and tell."""
         self.record = replace(self.record, revision=self.record.revision + 1, update_time=datetime.now(UTC), **changes)
-        self._engine.on_change(self.record)
+        self._engine.tell(self.record)
 
     def enter(self, index: int, *, undoing: bool = False) -> None:
         """A step begins (or begins to be undone)."""
@@ -89,9 +102,6 @@ class Task:
         if undoing:
             self.change(stage=f"undo:{step.name}", bytes_done=None, bytes_total=None)
             return
-        # The clock of an operation that waited in its queue starts when it works.
-        if index == 0 and not self.recovered:
-            self._deadline = time.monotonic() + self.verb.timeout_s(self.arguments)
         self.change(
             stage=step.name,
             fraction=self._before[index] / self._total_weight,
@@ -137,18 +147,24 @@ class Task:
             self.change(warnings=(*self.record.warnings, message))
 
     def checkpoint(self) -> None:
-        """Raise if it is time to give up; never while undoing."""
-        if self.undoing:
-            return
+        """Raise if it is time to give up; never while undoing or in a step that cannot be cancelled."""
+        if self.interruptible:
+            self.give_up_if_asked()
+
+    def give_up_if_asked(self) -> None:
+        """As :meth:`checkpoint`, whatever the step: between two steps."""
         if self.cancel_event.is_set():
             raise CancelledError(OPERATION_CANCELLED, "cancelled on request", resource=self.record.target)
         if time.monotonic() >= self._deadline:
             raise DeadlineExceededError(
                 DEADLINE_EXCEEDED,
-                f"{self.record.verb} took longer than {self.verb.timeout_s(self.arguments):g} s",
+                f"{self.record.verb} took longer than {self.timeout_s:g} s",
                 resource=self.record.target,
             )
 
     async def wait_cancelled(self) -> None:
-        """Return when a cancel is requested."""
-        await self.cancel_event.wait()
+        """Return when a cancel is requested that is to be obeyed: never while undoing, for example."""
+        if self.interruptible:
+            await self.cancel_event.wait()
+        else:
+            await asyncio.Event().wait()

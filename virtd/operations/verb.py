@@ -63,7 +63,7 @@ class Run(Protocol[A_co]):
 
     @property
     def deadline_s(self) -> float | None:
-        """Seconds left for the whole operation."""
+        """Seconds left for the whole operation; None while it is undone."""
 
     def progress(
         self, fraction: float | None = None, *, bytes_done: int | None = None, bytes_total: int | None = None
@@ -92,7 +92,8 @@ class Step(Generic[A]):
     :param probe: asked after a crash in this step, instead of doing it again blindly; None means TODO.
     :param undo: takes back what ``do`` did, also when it did it only in part; idempotent.
     :param weight: this step's share of the progress, relative to the others.
-    :param cancellable: False: a cancel takes effect after it.
+    :param cancellable: False: a cancel, and the end of the time, take effect after it, and where the
+        next step is not cancellable either, after that one: there is no way back in between.
     """
 
     name: str
@@ -130,8 +131,15 @@ class Verb(ABC, Generic[A]):
 
     @abstractmethod
     async def finish(self, run: Run[A]) -> Outcome:
-        """What to answer; called after the last step.  Reads only."""
+        """What to answer; called after the last step.  Reads only.
 
-    def timeout_s(self, arguments: A) -> float:
-        """How long the operation may take in all, in seconds."""
-        return 600.0
+        What it raises becomes a warning: the work is done, and an answer that cannot be read does not
+        change that.
+        """
+
+    def timeout_s(self, arguments: A) -> float | None:
+        """How long the operation may take in all, in seconds; None: what is configured for all verbs.
+
+        A time that is configured for this very verb goes before it.
+        """
+        return None

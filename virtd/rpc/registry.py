@@ -18,14 +18,15 @@ from google.protobuf.message_factory import GetMessageClass
 from virtd.rpc.interceptors import MalformedRequest
 
 
-def handlers(descriptor: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
+def handlers(descriptor: ServiceDescriptor, servicer: object, name: str = "") -> grpc.GenericRpcHandler:
     """The handlers of a service.
 
     :param servicer: has a method of each RPC's name, taking ``(request, context)``.
-    :raises AttributeError: it lacks one.
+    :param name: serve it under this name instead of its own.
+    :raises AttributeError: the servicer lacks a method.
     """
     return grpc.method_handlers_generic_handler(
-        descriptor.full_name,
+        name or descriptor.full_name,
         {method.name: _handler(method, getattr(servicer, method.name)) for method in descriptor.methods},
     )
 

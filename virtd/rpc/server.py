@@ -10,7 +10,7 @@ import shutil
 import socket
 import stat
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -113,16 +113,19 @@ class RpcServer:
 
     def __init__(self, services: Services, options: RpcOptions, metrics: CallMetrics | None = None) -> None:
         self._options = options
-        self._served = own_services(services)
-        names = [descriptor.full_name for descriptor, _ in self._served]
-        health = health_pb2.DESCRIPTOR.services_by_name["Health"]
+        own = own_services(services)
+        names = [descriptor.full_name for descriptor, _ in own]
         self.health = HealthServicer(names)
-        self._served.append((health, self.health))
-        versions = reflection.descriptors()
-        self.service_names: Sequence[str] = (*names, health.full_name, *(one.full_name for one in versions))
-        """Every service that is served, in the order in which reflection lists them."""
-        described = reflection.servicer(self.service_names)
-        self._served += [(one, described) for one in versions]
+        health, alpha = _service(health_pb2, "Health"), reflection.descriptor()
+        v1 = reflection.describe_v1()
+        described = reflection.servicer((*names, health.full_name, v1, alpha.full_name))
+        self.served: Mapping[str, tuple[ServiceDescriptor, object]] = {
+            **{descriptor.full_name: (descriptor, servicer) for descriptor, servicer in own},
+            health.full_name: (health, self.health),
+            v1: (alpha, described),
+            alpha.full_name: (alpha, described),
+        }
+        """Every service by the name under which it is served: its descriptor and its servicer."""
         self._pipeline = Pipeline(
             self._identify,
             options.policy,
@@ -144,7 +147,9 @@ class RpcServer:
             loopback.
         """
         self._server = grpc.aio.server(interceptors=(self._pipeline,), options=self._channel_options())
-        self._server.add_generic_rpc_handlers([handlers(*served) for served in self._served])
+        self._server.add_generic_rpc_handlers(
+            [handlers(descriptor, servicer, name) for name, (descriptor, servicer) in self.served.items()]
+        )
         try:
             if self._options.tcp_host:
                 self._tcp_port = self._listen_tcp()

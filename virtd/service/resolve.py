@@ -45,7 +45,7 @@ from virtd.model.guest import (
     RunStrategy,
 )
 from virtd.model.host import HostFacts
-from virtd.model.names import parse
+from virtd.model.names import parse, shown
 from virtd.service.images import ImageCatalogue
 from virtd.service.validate import check_allowed_path, check_spec
 
@@ -115,6 +115,9 @@ async def resolve(
     spec = with_defaults(spec)
     spec = _check_paths(spec, allowed, local=is_local(link.config))
     _check_host(link, spec)
+    if spec.machine and facts.machines and spec.machine not in facts.machines:
+        why = f"the host has no machine type {shown(spec.machine)}"
+        raise _unsupported("guest.spec.machine", why, *facts.machines)
     accelerator, reason = choose_accelerator(spec, facts)
     volumes: list[PlannedVolume] = []
     for index, disk in enumerate(spec.disks):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
+
+from virtd.errors import JOURNAL_CORRUPT, InternalError
 
 T = TypeVar("T")
 
@@ -27,6 +29,15 @@ class Codec(Generic[T]):
     def decode(self, text: str) -> T:
         """The value.
 
-        :raises pydantic.ValidationError: the text is not an encoding of this type.
+        :raises InternalError: JOURNAL_CORRUPT, the text is not an encoding of this type.
         """
-        return self._adapter.validate_json(text)
+        try:
+            return self._adapter.validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise InternalError(
+                JOURNAL_CORRUPT,
+                f"a row of the journal is not a {self.type.__name__} ({place}: {first['msg']}); "
+                "virtd changed nothing in it",
+            ) from None

@@ -29,7 +29,7 @@ from virtd.errors import (
     ResourceExhaustedError,
     VirtdError,
 )
-from virtd.store.schema import MIGRATIONS
+from virtd.store.schema import BULKY, MIGRATIONS
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
@@ -62,6 +62,9 @@ class Database:
         changes are rolled back.  The future resolves after the commit is on disk.
         """
         future: Future[T] = Future()
+        # Running from the start: a caller who goes away cannot take back a write that others, and the
+        # order of the journal, depend on.  (A cancelled future would also stop the writer thread.)
+        future.set_running_or_notify_cancel()
         if self._closed:
             future.set_exception(InternalError(INTERNAL_ERROR, "the journal is closed"))
             return future
@@ -70,6 +73,8 @@ class Database:
 
     async def write(self, work: Work[T]) -> T:
         """Carry out a write and return when it is durable.
+
+        Cancelling the wait does not take the write back.
 
         :raises ResourceExhaustedError: STORAGE_FULL, the disk is full; nothing was changed.
         """
@@ -110,7 +115,15 @@ class Database:
                 while len(batch) < GROUP_LIMIT:
                     batch.append(self._pending.get_nowait())
             stopping = None in batch
-            self._commit([entry for entry in batch if entry is not None])
+            entries = [entry for entry in batch if entry is not None]
+            try:
+                self._commit(entries)
+            except BaseException as error:  # a defect; but if this thread ended, every later write would hang
+                with suppress(sqlite3.Error):
+                    self._writer.execute("ROLLBACK")
+                for _, future in entries:
+                    if not future.done():
+                        future.set_exception(InternalError(INTERNAL_ERROR, f"the journal hit a defect: {error!r}"))
 
     def _commit(self, batch: list[tuple[Work[object], Future[object]]]) -> None:
         done: list[tuple[Future[object], object, BaseException | None]] = []
@@ -135,7 +148,7 @@ class Database:
             for _, future in batch:
                 future.set_exception(problem)
             return
-        self.on_commit(_clock() - started, len(batch))
+        seconds = _clock() - started
         for future, value, failure in done:
             if failure is None:
                 future.set_result(value)
@@ -143,6 +156,7 @@ class Database:
                 future.set_exception(translate(failure, self.path))
             else:
                 future.set_exception(failure)
+        self.on_commit(seconds, len(batch))
 
 
 def open_database(directory: Path) -> Database:
@@ -157,19 +171,26 @@ def open_database(directory: Path) -> Database:
         lock_fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise _unusable(directory, error) from error
+    connections: list[sqlite3.Connection] = []
     try:
         _lock(lock_fd, directory)
         path = directory / FILE_NAME
-        # SQLite gives its own files (-wal, -shm) the mode of this one: nobody else reads the journal.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         try:
-            writer = _connect(path)
-            _migrate(writer, path)
-            reader = _connect(path)
+            # SQLite gives its own files (-wal, -shm) the mode of this one: nobody else reads the journal.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise _unusable(directory, error) from error
+        try:
+            connections.append(_connect(path))
+            _migrate(connections[0], path)
+            connections.append(_connect(path))
+            connections[1].execute("PRAGMA query_only = ON")
+            return Database(path, lock_fd, *connections)
         except sqlite3.Error as error:
             raise translate(error, path) from error
-        return Database(path, lock_fd, writer, reader)
     except BaseException:
+        for connection in connections:
+            connection.close()
         os.close(lock_fd)
         raise
 
@@ -184,8 +205,11 @@ def _lock(fd: int, directory: Path) -> None:
             f"the state directory {directory} is used by another virtd (process {owner})",
             metadata={"directory": str(directory), "pid": owner},
         ) from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        raise _unusable(directory, error) from error
+    with suppress(OSError):  # a full disk: the number is for people only
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -197,14 +221,19 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    # Looks at every page; about 10 ms for 10,000 guests, and it is the only time when it is asked.
-    verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if verdict != "ok":
-        raise _corrupt(path, verdict)
+    # Looks at every page of what cannot be made again; about 10 ms for 10,000 guests.  Events and audit
+    # records are many and are only read: damage there is noticed then.
+    for (table,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall():
+        if table not in BULKY and not table.startswith("sqlite_"):
+            verdict = connection.execute(f"PRAGMA quick_check({table})").fetchone()[0]
+            if verdict != "ok":
+                raise _corrupt(path, verdict)
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > len(MIGRATIONS):
         raise InternalError(
-            JOURNAL_CORRUPT, f"{path} was written by a newer virtd (schema {version}, this one knows {len(MIGRATIONS)})"
+            JOURNAL_CORRUPT,
+            f"{path} was written by a newer virtd (schema {version}, this one knows {len(MIGRATIONS)}): "
+            "run that version again; nothing was changed",
         )
     for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
         connection.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")

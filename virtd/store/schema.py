@@ -34,10 +34,11 @@ MIGRATIONS: Final[tuple[str, ...]] = (
         scratch TEXT NOT NULL DEFAULT '{}',
         response TEXT NOT NULL DEFAULT '',
         terminal INTEGER NOT NULL DEFAULT 0,
+        told INTEGER NOT NULL DEFAULT 0, -- whether the event of its end is in the log
         created REAL NOT NULL,
         ended REAL
     ) STRICT;
-    CREATE INDEX operations_open ON operations (terminal, created);
+    CREATE INDEX operations_open ON operations (terminal, told);
 
     -- request_id -> what it started; remembered as long as the operation, at least 24 hours.
     CREATE TABLE requests (
@@ -58,6 +59,11 @@ MIGRATIONS: Final[tuple[str, ...]] = (
         attributes TEXT NOT NULL,
         payload BLOB NOT NULL
     ) STRICT;
+    CREATE INDEX events_time ON events (time);
+
+    -- The runs of the daemon, by the first revision that each could give: a token tells the run that it
+    -- comes from, so that one of a history that was lost (a restored backup) is known for what it is.
+    CREATE TABLE runs (id TEXT PRIMARY KEY, first INTEGER NOT NULL) STRICT;
 
     CREATE TABLE audit (
         sequence INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -73,3 +79,6 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     CREATE TABLE images (id TEXT PRIMARY KEY, record TEXT NOT NULL, path TEXT NOT NULL) STRICT;
     """,
 )
+
+BULKY: Final = frozenset({"events", "audit"})
+"""Tables that can grow to hundreds of megabytes, and are not checked at every start."""

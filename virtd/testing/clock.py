@@ -102,6 +102,7 @@ class ManualClock:
 
     async def advance(self, seconds: float) -> None:
         """Let time pass: everything that falls due happens, in order, before this returns."""
+        await settle()  # tasks that were only just made must set their timers first
         end = self._elapsed + seconds
         while self._timers and self._timers[0][0] <= end:
             due, _, timer = heapq.heappop(self._timers)

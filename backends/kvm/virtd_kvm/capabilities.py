@@ -53,8 +53,11 @@ DECLARED: Final = complete(
 TEST_DRIVER: Final[Mapping[str, str]] = {
     ids.CONSOLE_SERIAL: "libvirt's test driver has no consoles",
     ids.CONSOLE_GRAPHICAL: "libvirt's test driver has no displays that can be connected to",
+    ids.SCREENSHOT: "libvirt's test driver shows the same picture for every guest",
     ids.AGENT_EXEC: "libvirt's test driver has no guest agents",
     ids.ACCELERATION: "libvirt's test driver runs no guests",
+    ids.METRICS: "libvirt's test driver counts nothing",
+    ids.VOLUMES: "libvirt's test driver makes no files",
     ids.UEFI: "libvirt's test driver has no firmware",
 }
 """What libvirt's in-process test driver lacks."""

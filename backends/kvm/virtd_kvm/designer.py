@@ -34,9 +34,9 @@ _PC: Final = ("x86_64", "i686")
 OPTIONS: Final = (
     OptionSchema(
         "cpu_mode",
-        "CPU model that the guest sees: host-passthrough needs KVM, maximum is all that the accelerator offers.",
+        "CPU model that the guest sees: host-passthrough needs KVM, maximum is all that the accelerator offers; "
+        "not said, it is host-passthrough with KVM and maximum with TCG.",
         ("host-passthrough", "host-model", "maximum"),
-        "host-passthrough with KVM, maximum with TCG",
     ),
     OptionSchema(
         "disk_cache",
@@ -98,7 +98,9 @@ def design_domain(guest: ResolvedGuest, platform: Platform) -> tuple[Domain, tup
     disks = _disks(guest, platform, machine, notes)
     options = _options(guest, notes)
     interfaces = tuple(_interfaces(guest, notes))
-    graphics = _graphics(guest, notes)
+    graphics = _graphics(guest, platform, notes)
+    if platform.driver == "test" and guest.firmware is Firmware.UEFI:
+        notes.reject("spec.firmware", "libvirt's test driver has no firmware", Firmware.BIOS.value)
     if guest.memory_bytes % _KIB:
         notes.degrade("spec.memory_bytes", "libvirt counts memory in KiB: rounded up to the next")
     domain = Domain(
@@ -113,8 +115,7 @@ def design_domain(guest: ResolvedGuest, platform: Platform) -> tuple[Domain, tup
             interfaces={interface.mac: interface.name for interface in guest.interfaces},
             options=dict(sorted(guest.backend_options.items())),
         ),
-        # ACPI is what makes a graceful shutdown reach the guest.
-        features=("acpi", "apic") if platform.arch in _PC else ("acpi",),
+        features=_features(guest, platform),
         cpu_mode=_cpu_mode(guest, platform, options, notes),
         on_poweroff="destroy",
         on_reboot="restart",
@@ -126,7 +127,9 @@ def design_domain(guest: ResolvedGuest, platform: Platform) -> tuple[Domain, tup
         consoles=(Console(),) if guest.serial_console else (),
         channels=(Channel(AGENT_CHANNEL),) if guest.guest_agent else (),
         graphics=graphics,
-        videos=(Video(options.get("video_model", "vga")),) if graphics else (),
+        videos=(Video(options.get("video_model") or ("vga" if platform.arch in _PC else "virtio")),)
+        if graphics
+        else (),
         balloon=Balloon(stats_period_s=_BALLOON_PERIOD_S),
         random=RandomSource() if options.get("random_source", "yes") == "yes" else None,
     )
@@ -137,6 +140,13 @@ def _kind(guest: ResolvedGuest, platform: Platform) -> str:
     if platform.driver == "test":
         return "test"
     return "kvm" if guest.accelerator is Accelerator.KVM else "qemu"
+
+
+def _features(guest: ResolvedGuest, platform: Platform) -> tuple[str, ...]:
+    """ACPI is what makes a graceful shutdown reach the guest; other architectures have it with UEFI only."""
+    if platform.arch in _PC:
+        return ("acpi", "apic")
+    return ("acpi",) if guest.firmware is Firmware.UEFI else ()
 
 
 def _machine(guest: ResolvedGuest, platform: Platform, notes: _Notes) -> str:
@@ -226,7 +236,7 @@ def _check_disk(disk: ResolvedDisk, path: str, machine: str, notes: _Notes) -> N
     if disk.bus is DiskBus.IDE and (_is_q35(machine) or machine == "virt"):
         notes.reject(f"{path}.bus", f"the machine {machine} has no IDE bus", "VIRTIO", "SCSI", "SATA")
     if disk.bus in (DiskBus.IDE, DiskBus.SATA) and disk.read_only and plain:
-        notes.reject(f"{path}.read_only", f"an {disk.bus.value} disk cannot be read-only", "VIRTIO", "SCSI")
+        notes.reject(f"{path}.read_only", f"a disk on the {disk.bus.value} bus cannot be read-only", "VIRTIO", "SCSI")
 
 
 def _boot_orders(guest: ResolvedGuest, notes: _Notes) -> list[int | None]:
@@ -286,8 +296,11 @@ def _interfaces(guest: ResolvedGuest, notes: _Notes) -> Iterator[Interface]:
         )
 
 
-def _graphics(guest: ResolvedGuest, notes: _Notes) -> tuple[Graphics, ...]:
+def _graphics(guest: ResolvedGuest, platform: Platform, notes: _Notes) -> tuple[Graphics, ...]:
     if guest.graphics is None or not guest.graphics.vnc:
+        return ()
+    if platform.driver == "test":
+        notes.reject("spec.graphics", "libvirt's test driver has no displays that can be connected to")
         return ()
     listen = guest.graphics.listen or DEFAULT_LISTEN
     try:

@@ -18,6 +18,7 @@ from virtd.backend.api import (
     NativePlan,
     ResolvedGuest,
 )
+from virtd.backend.capabilities import VOLUMES
 from virtd.errors import FIELD_UNSUPPORTED, FieldViolation, InvalidArgumentError, VirtdError
 from virtd.libvirt.connections import HostConnections, parse_uri
 from virtd.libvirt.consoles import Consoles
@@ -67,13 +68,15 @@ class KvmSession:
             pause=guests,
             suspend=Suspend(guests),
             snapshots=Snapshots(guests, refuse_by_state if self._test else refuse_by_disks),
-            storage=Storage(connections, self._pool_path),
+            storage=Storage(
+                connections, self._pool_path, no_volumes=capabilities.TEST_DRIVER[VOLUMES] if self._test else ""
+            ),
             networks=Networks(connections),
             serial_console=None if self._test else Consoles(connections),
-            screenshot=Screens(connections),
+            screenshot=None if self._test else Screens(connections),
             agent=None if self._test else agent,
             addresses=Addresses(guests, None if self._test else agent),
-            metrics=Metrics(connections),
+            metrics=None if self._test else Metrics(connections),
             event_source=source,
         )
 
@@ -138,8 +141,8 @@ class KvmSession:
                 ],
             )
         context.checkpoint()
-        await self._guests.define(guest.uuid, guest.name, plan.native)
-        return await self.get_guest(guest.uuid)
+        state, xml, persistent = await self._guests.define(guest.uuid, guest.name, plan.native)
+        return read_guest(guest.uuid, state, Domain.parse(xml), persistent=persistent)
 
     async def undefine_guest(self, uuid: UUID, context: CallContext) -> None:
         """Forget the guest.  Idempotent."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from virtd_client._sync.console import ConsoleSession
     from virtd_client._sync.events import EventWatch
     from virtd_client._sync.operation import Operation
-    from virtd_client._target import default_target
+    from virtd_client._target import default_target, parse_target
     from virtd_client.errors import VirtdError
     from virtd_client.types import ConsoleData, ConsoleNotice, EventPage, GuestList, InitialDone, Reset
 
@@ -44,6 +44,7 @@ __all__ = [
     "errors",
     "from_record",
     "from_status",
+    "parse_target",
     "types",
 ]
 
@@ -66,6 +67,7 @@ _WHERE = {
     "default_target": "_target",
     "from_record": "_status",
     "from_status": "_status",
+    "parse_target": "_target",
 }
 
 

@@ -69,6 +69,8 @@ _MISSING: Final = Expect((GUEST_NOT_FOUND,))
 _WRONG: Final = Expect((INVALID_STATE,))
 # A paused guest is active but does not run: a host may take the press, which acts on resume, or refuse it.
 _EITHER: Final = Expect((OK, INVALID_STATE))
+_DOWN: Final = Expect((OK, INVALID_STATE), (PAUSED, STOPPED))
+_ANEW: Final = Expect((OK, INVALID_STATE), (PAUSED, RUNNING))
 _NO_AGENT: Final = Expect((OK, AGENT_NOT_READY, AGENT_NOT_CONFIGURED))
 _NO_AGENT_NOW: Final = Expect((INVALID_STATE, AGENT_NOT_READY, AGENT_NOT_CONFIGURED))
 
@@ -127,9 +129,9 @@ async def _run(kit: Kit, subject: Subject) -> None:
 _SNAPSHOT_HERE: Final = Expect((OK, CAPABILITY_UNSUPPORTED))
 _NO_MEMORY: Final = Expect((INVALID_STATE, CAPABILITY_UNSUPPORTED))
 _NO_DISPLAY: Final = Expect((OK, CAPABILITY_UNSUPPORTED))
-_POWER: Final = _expect(_MISSING, _WRONG, _DONE, _EITHER, _WRONG)
+_POWER: Final = _expect(_MISSING, _WRONG, _DONE, _ANEW, _WRONG)
 # Whether the guest obeys is its own affair, and may come at once.
-_PRESS: Final = {**_POWER, RUNNING: _to(RUNNING, STOPPED)}
+_PRESS: Final = _expect(_MISSING, _WRONG, _to(RUNNING, STOPPED), _DOWN, _WRONG)
 
 VERBS: Final = (
     Verb("get", caps.LIFECYCLE, _uuid_call("", "get_guest", context=False), _expect(_MISSING, *[_DONE] * 4)),

@@ -389,6 +389,13 @@ class Kit:
             return Outcome.REFUSED, f"{missing.capability}: {self.capability(missing.capability).reason}"
         except NotRun as why:
             return Outcome.NOT_RUN, str(why)
+        except UnsupportedError as error:
+            # That is what PARTIAL means: a part is refused, with the reason.  (The sweep sees to it
+            # that nothing is left behind.)
+            partial = [id_ for id_ in capabilities if self.capability(id_).level is CapabilityLevel.PARTIAL]
+            if not partial or error.reason is not CAPABILITY_UNSUPPORTED or not error.message:
+                raise
+            return Outcome.REFUSED, f"{partial[0]} is PARTIAL: {error.message}"
         return Outcome.PASSED, ""
 
     async def _assert_swept(self) -> None:
@@ -399,6 +406,11 @@ class Kit:
             if guest.name.startswith(self.tag) and guest.uuid not in standing
         ]
         assert not left, f"guests were removed and are still there: {left}"
+        if self.facets.storage is not None:
+            for pool in await self.facets.storage.list_pools():
+                found = await self.facets.storage.list_volumes(pool.name) if pool.state is PoolState.ACTIVE else ()
+                left = [volume.name for volume in found if volume.name.startswith(self.tag)]
+                assert not left, f"volumes are left in pool {pool.name}: {left}"
 
 
 def check(

@@ -10,7 +10,8 @@ As JSON (``"schema": "virtd.conformance/1"``)::
      "checks": [{"name", "capabilities", "outcome", "duration_s", "message"}]}
 
 ``outcome`` is PASSED, FAILED, REFUSED (the capability is not declared, and the refusal was proven) or
-NOT_RUN (``message`` says why).  ``provenance`` is VERIFIED when at least one check that proves the
+NOT_RUN (``message`` says why).  REFUSED is also what a PARTIAL capability may answer with CAPABILITY_UNSUPPORTED
+to some of its checks.  ``provenance`` is VERIFIED when at least one check that proves the
 capability was run, and all of them passed (or proved the refusal).  ``complete`` is false when checks were deselected:
 such a report is no evidence.
 """
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from virtd.backend.api import BackendDescriptor
-from virtd.model.host import Capability, CapabilityProvenance, HostFacts
+from virtd.model.host import Capability, CapabilityLevel, CapabilityProvenance, HostFacts
 
 SCHEMA: Final = "virtd.conformance/1"
 SUFFIX: Final = ".json"
@@ -83,7 +84,13 @@ class Report:
         proofs = [record for record in self.checks if record.proof and capability.id in record.capabilities]
         others = [record for record in self.checks if not record.proof and capability.id in record.capabilities]
         good = {Outcome.PASSED, Outcome.REFUSED}
-        if proofs and all(p.outcome in good for p in proofs) and all(o.outcome is not Outcome.FAILED for o in others):
+        worked = capability.level is not CapabilityLevel.PARTIAL or any(p.outcome is Outcome.PASSED for p in proofs)
+        if (
+            proofs
+            and worked
+            and all(proof.outcome in good for proof in proofs)
+            and all(other.outcome is not Outcome.FAILED for other in others)
+        ):
             return CapabilityProvenance.VERIFIED
         return capability.provenance
 

@@ -12,7 +12,7 @@ import click
 
 from virtd.cli.ctl import kinds
 from virtd.cli.ctl.errors import UsageError
-from virtd.cli.ctl.lazy import command
+from virtd.cli.ctl.lazy import Command, command
 from virtd.cli.ctl.params import guest_argument, host_option
 from virtd.cli.ctl.session import Session, pass_session
 
@@ -21,7 +21,16 @@ _SIGNAL = 128
 _EXEC_S = 60.0
 
 
-@command("exec", context_settings={"allow_interspersed_args": False})
+class _Exec(Command):
+    """Options may stand anywhere before ``--``; without it, what follows GUEST is the command's."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Find out which of the two it is."""
+        ctx.allow_interspersed_args = "--" in args
+        return super().parse_args(ctx, args)
+
+
+@click.command("exec", cls=_Exec)
 @guest_argument()
 @click.argument("words", nargs=-1, required=True, metavar="[--] COMMAND [ARG...]", type=click.UNPROCESSED)
 @host_option("The guest's host.")
@@ -45,10 +54,6 @@ def exec_(
     from virtd.cli.ctl.remote import guest_name
     from virtd.cli.ctl.spec import labels
 
-    if words[0] == "--":
-        words = words[1:]
-    if not words:
-        raise UsageError("the command is missing", next="for example: guestctl exec GUEST -- uname -a")
     variables = labels("--env", environment)
     data = b""
     if use_stdin:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,12 +61,7 @@ def explain(error: BaseException, *, verbose: bool = False) -> CtlError:
 
 def from_record(record: Any) -> CtlError:
     """An ErrorRecord message (of a failed operation, of a host) in guestctl's terms."""
-    details: dict[str, str] = {}
-    for violation in record.violations:
-        also = f" (accepted here: {', '.join(violation.alternatives)})" if violation.alternatives else ""
-        details[violation.field] = violation.description + also
-    if record.allowed_actions:
-        details["allowed now"] = ", ".join(record.allowed_actions)
+    details = details_of(record.message, record.violations, record.allowed_actions)
     if record.HasField("native"):
         details["native"] = f"{record.native.call} code {record.native.code}: {record.native.message}"
     if record.HasField("retry_after_s"):
@@ -77,6 +73,21 @@ def from_record(record: Any) -> CtlError:
         remedy(record.reason),
         details,
     )
+
+
+def details_of(message: str, violations: Iterable[Any], actions: Iterable[str]) -> dict[str, str]:
+    """What the message does not say already of the fields concerned and the actions allowed."""
+    details: dict[str, str] = {}
+    for violation in violations:
+        said = [] if violation.description in message else [violation.description]
+        others = [value for value in violation.alternatives if value not in message]
+        if others:
+            said.append(f"accepted here: {', '.join(violation.alternatives)}")
+        if said:
+            details[violation.field] = "; ".join(said)
+    if any(action not in message for action in actions):
+        details["allowed now"] = ", ".join(actions)
+    return details
 
 
 def remedy(reason: str) -> str:

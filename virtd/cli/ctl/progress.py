@@ -42,12 +42,17 @@ class Lines:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._last = ""
+        self._seen = 0
         self._notes = 0
 
     def update(self, metadata: Any) -> None:
         """Say what is new."""
         state = kinds.enum(metadata, "state")
         word = metadata.stage or state.lower()
+        self._seen += 1
+        # Every operation begins in the queue; that one stays there is news.
+        if state == "PENDING" and self._seen == 1:
+            return
         if state in {"PENDING", "RUNNING"} and word != self._last:
             self._last = word
             self._session.say(f"{metadata.verb} {metadata.target}: {word}")
@@ -151,21 +156,25 @@ def wait_for(session: Session, operation: Any, *, deadline: float | None = None)
 
 
 def _progress(session: Session, operation: Any) -> Iterator[Any]:
-    """The operation's metadata, also when nothing changes, so that the caller can look at the clock."""
+    """The operation's metadata, also when nothing changes, so that the caller can look at the clock.
+
+    It returns at the end of the operation at once: each step is a WaitOperation.
+    """
     yield operation.metadata
     current = operation
     while not current.done:
-        began = time.monotonic()
         try:
-            current.refresh()
+            current.result(timeout_s=_INTERVAL_S)
         except Exception as error:
-            if explain(error).reason not in _AWAY:
+            reason = explain(error).reason
+            if current.done or reason == "CLIENT_TIMEOUT":
+                pass  # its error is the caller's to raise; and a step that is over is no news
+            elif reason in _AWAY:
+                session.detail("the daemon is away; waiting for it")
+                current = session.client(ride_out_s=RIDE_OUT_S).operations.get(operation.name)
+            else:
                 raise
-            session.detail("the daemon is away; waiting for it")
-            current = session.client(ride_out_s=RIDE_OUT_S).operations.get(operation.name)
         yield current.metadata
-        if not current.done:
-            time.sleep(max(0.0, _INTERVAL_S - (time.monotonic() - began)))
 
 
 def run_operations(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from virtd.cli.ctl import kinds, text
-from virtd.cli.ctl.errors import CtlError, UsageError, from_record, remedy
+from virtd.cli.ctl.errors import CtlError, UsageError, details_of, from_record, remedy
 from virtd.cli.ctl.exits import Exit, for_error
 from virtd.cli.ctl.kinds import Kind, last
 from virtd.cli.ctl.session import Session
@@ -27,12 +27,7 @@ def from_client(error: BaseException) -> CtlError | None:
 
     if not isinstance(error, VirtdError):
         return None
-    details: dict[str, str] = {}
-    for violation in error.violations:
-        also = f" (accepted here: {', '.join(violation.alternatives)})" if violation.alternatives else ""
-        details[violation.field] = violation.description + also
-    if error.allowed_actions:
-        details["allowed now"] = ", ".join(error.allowed_actions)
+    details = details_of(error.message, error.violations, error.allowed_actions)
     if error.native is not None:
         details["native"] = f"{error.native.call} code {error.native.code}: {error.native.message}"
     if error.retry_after_s is not None:

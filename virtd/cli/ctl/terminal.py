@@ -7,6 +7,7 @@ import os
 import queue
 import re
 import select
+import signal
 import sys
 import threading
 import time
@@ -27,6 +28,7 @@ _INTERRUPT: Final = b"\x03"
 _WINDOW: Final = 64 * 1024
 """How much output a match of ``--until`` can span."""
 _CHUNK: Final = 64 * 1024
+_LAST_WORDS_S: Final = 0.2
 
 
 class Dialogue:
@@ -51,12 +53,15 @@ class Dialogue:
         self._until = until
         self._seconds = seconds
         self._idle_s = idle_s
-        self._raw = sys.stdin.isatty() and sys.stdout.isatty()
+        self._stdin = _descriptor()
+        typed = self._stdin is not None and os.isatty(self._stdin)
+        self._raw = typed and sys.stdout.isatty()
         # Somebody at a terminal whose output goes to a file has no way to see what they type.
-        self._reads_input = not (sys.stdin.isatty() and not sys.stdout.isatty()) and (self._raw or not read_only)
+        self._reads_input = self._raw or (self._stdin is not None and not typed and not read_only)
         self._console: ConsoleSession | None = None
         self._ends: queue.SimpleQueue[BaseException | str] = queue.SimpleQueue()
         self._over = threading.Event()
+        self._signal = 0
         self._last_output = time.monotonic()
         self._input_ended = not self._reads_input and not self._raw and until is None and seconds is None
         self._stop_r, self._stop_w = os.pipe()
@@ -83,6 +88,8 @@ class Dialogue:
                 os.write(self._stop_w, b"x")
                 if self._console is not None:
                     self._console.close()
+        if self._signal:
+            os.kill(os.getpid(), self._signal)
         if self._raw:
             self._session.say("left the console")
         if isinstance(end, BaseException):
@@ -122,15 +129,24 @@ class Dialogue:
         import termios
         import tty
 
-        descriptor = sys.stdin.fileno()
-        before = termios.tcgetattr(descriptor)
-        tty.setraw(descriptor)
+        assert self._stdin is not None
+        before = termios.tcgetattr(self._stdin)
+        # A kill must not leave a raw terminal behind: it ends the dialogue, and then this process.
+        handlers = {number: signal.signal(number, self._killed) for number in (signal.SIGTERM, signal.SIGHUP)}
+        tty.setraw(self._stdin)
         try:
             yield
         finally:
-            termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
-            # The guest may have left colours on and the line half written.
-            os.write(sys.stdout.fileno(), b"\x1b[0m\r\n")
+            with contextlib.suppress(OSError, termios.error):  # the terminal may be gone
+                # The guest may have left colours on and the line half written.
+                os.write(sys.stdout.fileno(), b"\x1b[0m\r\n")
+                termios.tcsetattr(self._stdin, termios.TCSADRAIN, before)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _killed(self, number: int, _frame: object) -> None:
+        self._signal = number
+        self._ends.put("killed")
 
     def _attach(self, client: Any) -> None:
         console = client.console.attach(self._name, read_only=self._read_only, offset=self._offset)
@@ -180,12 +196,12 @@ class Dialogue:
             view = view[os.write(sys.stdout.fileno(), view) :]
 
     def _copy_input(self) -> None:
-        descriptor = sys.stdin.fileno()
+        assert self._stdin is not None
         while not self._over.is_set():
-            readable, _, _ = select.select([descriptor, self._stop_r], [], [])
+            readable, _, _ = select.select([self._stdin, self._stop_r], [], [])
             if self._stop_r in readable:
                 return
-            data = os.read(descriptor, _CHUNK)
+            data = os.read(self._stdin, _CHUNK)
             if not data:
                 self._last_output = time.monotonic()
                 self._input_ended = True
@@ -198,6 +214,9 @@ class Dialogue:
             if data and not self._read_only:
                 self._send(data)
             if leave:
+                if data and not self._read_only:
+                    # gRPC sends on a thread of its own, and closing would overtake it.
+                    time.sleep(_LAST_WORDS_S)
                 self._ends.put("left")
                 return
 
@@ -216,3 +235,11 @@ class Dialogue:
             text = f"\r\n[{message}]\r\n" if self._raw else f"[{message}]\n"
             sys.stderr.write(text)
             sys.stderr.flush()
+
+
+def _descriptor() -> int | None:
+    """Standard input; None where there is none (closed by the caller)."""
+    try:
+        return sys.stdin.fileno()
+    except (AttributeError, ValueError):
+        return None

@@ -26,15 +26,21 @@ def servicer(names: Sequence[str]) -> reflection.aio.ReflectionServicer:
     return reflection.aio.ReflectionServicer(names)
 
 
-def descriptors() -> tuple[ServiceDescriptor, ServiceDescriptor]:
-    """The two services: v1alpha and v1."""
+def descriptor() -> ServiceDescriptor:
+    """The service whose messages the servicer takes: v1alpha."""
+    found: ServiceDescriptor = reflection_pb2.DESCRIPTOR.services_by_name[SERVICE]
+    return found
+
+
+def describe_v1() -> str:
+    """Make v1 known to reflection itself; return the service's full name."""
     pool = descriptor_pool.Default()
     try:
         found = pool.FindFileByName(_V1_FILE)
     except KeyError:
         pool.AddSerializedFile(_renamed().SerializeToString())
         found = pool.FindFileByName(_V1_FILE)
-    return reflection_pb2.DESCRIPTOR.services_by_name[SERVICE], found.services_by_name[SERVICE]
+    return str(found.services_by_name[SERVICE].full_name)
 
 
 def _renamed() -> descriptor_pb2.FileDescriptorProto:

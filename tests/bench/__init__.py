@@ -1,0 +1,1 @@
+"""Measurements.  They print; they assert nothing."""
