@@ -285,3 +285,36 @@ def _console_says(client: Client, name: str, wanted: bytes, *, offset: int, time
             return
         time.sleep(0.2)
     raise AssertionError(f"the console does not say {wanted!r}")
+
+
+def test_guestctl_and_reflection_list_every_service(virtd: Virtd) -> None:
+    """As grpcurl does it: ask reflection by hand, and compare with the files of proto/."""
+    import grpc
+    from google.protobuf.descriptor_pb2 import FileDescriptorProto
+    from grpc_reflection.v1alpha import reflection_pb2 as pb
+    from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
+
+    declared = set()
+    for file in (SCHEMAS.parents[1] / "proto" / "virtd" / "v1").glob("*.proto"):
+        for line in file.read_text().splitlines():
+            if line.startswith("service "):
+                declared.add(f"virtd.v1.{line.split()[1]}")
+    assert len(declared) >= 13
+    with grpc.insecure_channel(virtd.target) as channel:
+        requests = [pb.ServerReflectionRequest(list_services="")]
+        (answer,) = list(ServerReflectionStub(channel).ServerReflectionInfo(iter(requests), timeout=20))
+        listed = {entry.name for entry in answer.list_services_response.service}
+        assert declared | {"google.longrunning.Operations", "grpc.health.v1.Health"} <= listed
+        for name in sorted(listed):
+            ask = [pb.ServerReflectionRequest(file_containing_symbol=name)]
+            (answer,) = list(ServerReflectionStub(channel).ServerReflectionInfo(iter(ask), timeout=20))
+            files = [
+                FileDescriptorProto.FromString(raw) for raw in answer.file_descriptor_response.file_descriptor_proto
+            ]
+            assert any(f"{file.package}.{service.name}" == name for file in files for service in file.service)
+    done = virtd.guestctl("services", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    jsonschema.validate(document, json.loads((SCHEMAS / "ServiceList.json").read_text()))
+    assert {item["name"] for item in document["items"]} == listed
+    assert all(item["methods"] for item in document["items"])

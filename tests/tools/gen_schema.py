@@ -170,6 +170,11 @@ def _others(known: dict[str, str]) -> dict[str, Schema]:
         "properties": {**texts, "current": {"type": "boolean"}},
         "required": ["name", "current", "target", "host", "timeout"],
     }
+    service: Schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "methods": {"type": "array", "items": {"type": "string"}}},
+        "required": ["name", "methods"],
+    }
     version, result = Messages(known), Messages(known)
     server = version.ref(server_pb2.ServerInfo.DESCRIPTOR)
     client: Schema = {"type": "object", "properties": {"version": {"type": "string"}}, "required": ["version"]}
@@ -188,6 +193,12 @@ def _others(known: dict[str, str]) -> dict[str, Schema]:
             **document("ExecResult", {"item": item}, ["item"], "What `guestctl exec` prints."),
             "$defs": result.defs,
         },
+        "ServiceList": document(
+            "ServiceList",
+            {"items": {"type": "array", "items": service}},
+            ["items"],
+            "What `guestctl services` prints: the daemon's services and their methods.",
+        ),
         "EventReset": document(
             "EventReset",
             {"cause": {"enum": ["EXPIRED", "LOG_REPLACED", "INITIAL_INTERRUPTED"]}, "resumeToken": _TOKEN},

@@ -59,7 +59,7 @@ def static() -> list[Step]:
     """The static checks."""
     python = sys.executable
     steps = [
-        Step("ruff", (str(BIN / "ruff"), "check", "--quiet", "."), "static"),
+        Step("ruff", (str(BIN / "ruff"), "check", "."), "static"),
         Step("format", (str(BIN / "ruff"), "format", "--check", "."), "static"),
         Step("mypy", (python, "-m", "mypy"), "static"),
         Step("imports", (str(BIN / "lint-imports"),), "static"),
@@ -69,6 +69,8 @@ def static() -> list[Step]:
     ]
     if shutil.which("shellcheck"):
         steps.append(Step("shellcheck", ("shellcheck", ".ci/setup", ".ci/run"), "static"))
+    else:
+        print("shellcheck is not installed, so .ci/ is not checked by it; `make lint` installs it")
     return steps
 
 
@@ -160,7 +162,7 @@ def main() -> int:
     print(f"\n--- summary, {time.monotonic() - started:.0f} s")
     for outcome in outcomes:
         word = "FAILED" if outcome.code else "ok"
-        print(f"{outcome.step.name:14} {word:6} {outcome.seconds:6.1f} s  {outcome.closing}")
+        print(f"{outcome.step.name:14} {word:6} {outcome.seconds:6.1f} s  {outcome.closing or '(printed nothing)'}")
     return int(any(outcome.code for outcome in outcomes))
 
 

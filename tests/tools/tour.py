@@ -75,7 +75,7 @@ def _plain(output: str, place: Path) -> str:
 
 
 def _log(place: Path) -> str:
-    logs = sorted(place.rglob("*.log"))
+    logs = sorted(place.rglob("virtd.log"))
     return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-4000:]}" for path in logs)
 
 

@@ -60,6 +60,7 @@ def test_any_values_survive_the_file(entries: dict[str, tuple[str, str]]) -> Non
         ("nonsense", "guestctl.toml"),
         ("current_contxt = 'a'", "did you mean 'current_context'?"),
         ("[contexts.a]\ntraget = 'x'", "unknown key contexts.a.traget; did you mean 'target'?"),
+        ("[contexts.a]\ntimeout = 'soon'", "contexts.a.timeout: 'soon' is not a duration"),
         ("[contexts.a]\ntarget = 5", "contexts.a.target must be a text"),
         ("current_context = 'b'\n[contexts.a]", "'b' is not one of the contexts"),
         ("contexts = 3", "contexts a table"),

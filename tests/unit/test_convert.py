@@ -215,6 +215,15 @@ def test_encoders_give_the_bytes_of_the_api() -> None:
     assert operation_pb2.OperationMetadata.FromString(ENCODERS.operation(operation)).cancellable
 
 
+def test_a_nested_record_of_defaults_only_is_not_lost() -> None:
+    # "No VNC" and "not said" are different wishes.
+    spec = model.GuestSpec(graphics=model.GraphicsSpec(vnc=False))
+    message = guest_pb2.GuestSpec.FromString(to_message(spec, guest_pb2.GuestSpec).SerializeToString())
+    assert message.HasField("graphics")
+    assert from_message(message, model.GuestSpec) == spec
+    assert from_message(guest_pb2.GuestSpec(), model.GuestSpec).graphics is None
+
+
 def test_a_native_name_that_is_no_utf8_does_not_break_the_list() -> None:
     guest = model.Guest(
         name="hosts/a/guests/b",

@@ -199,7 +199,7 @@ def test_a_full_disk_does_not_stop_the_daemon(restored: None, capsys: pytest.Cap
     class Full(io.StringIO):
         tried = 0
 
-        def write(self, text: str) -> int:  # noqa: ARG002 -- nothing can be written
+        def write(self, text: str) -> int:
             self.tried += 1
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -39,7 +39,6 @@ BACKOFF_LAST_S: Final = 30.0
 _KEEPALIVE_LOCAL: Final = (1, 4)
 _KEEPALIVE_REMOTE: Final = (5, 4)
 _MAX_OPENERS: Final = 3
-_BULK_SIZE: Final = 4
 _LOOK_S: Final = 0.5
 _CLOSE_S: Final = 0.5
 
@@ -51,6 +50,10 @@ class LaneName(enum.Enum):
     CHANGE = "change"
     BULK = "bulk"
     AGENT = "agent"
+
+
+# Copies load the host; agents mostly make a thread wait.
+_SIZES: Final = {LaneName.BULK: 4, LaneName.AGENT: 8}
 
 
 class ChangeCallback(Protocol):
@@ -107,9 +110,7 @@ class HostConnections:
         self._supervisor: asyncio.Task[None] | None = None
         self._openers: set[asyncio.Future[Any]] = set()
         self._lanes: Final = {
-            name: Lane(
-                name.value, _BULK_SIZE if name is LaneName.BULK else workers, self._worker_link, self._worker_ended
-            )
+            name: Lane(name.value, _SIZES.get(name, workers), self._worker_link, self._worker_ended)
             for name in LaneName
         }
 

@@ -3,11 +3,14 @@
 The task that works belongs to the engine, never to the RPC that asked for it, so a client that goes
 away changes nothing.  Order of things, for each operation:
 
-1. the journal row is durable;
-2. it waits for its turn in its queue (one queue a guest);
+1. it takes its place in its queue (one queue a guest), and the journal row is durable;
+2. it waits for its turn;
 3. before each step, "this step begins" is durable;
 4. on failure or cancel the steps are undone backwards, from the one that failed;
 5. the terminal row is durable; then, and only then, anyone is told.
+
+Operations of different hosts do not wait for each other: each host has its own limit of operations
+that work at once, so that a host that hangs does not stop the others.
 """
 
 from __future__ import annotations
@@ -17,10 +20,10 @@ import contextlib
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -30,25 +33,31 @@ from virtd.errors import (
     INVALID_STATE,
     LIMIT_EXCEEDED,
     OPERATION_IN_PROGRESS,
+    OPERATION_INTERRUPTED,
     OPERATION_NOT_CANCELLABLE,
     OPERATION_NOT_FOUND,
-    REQUEST_ID_REUSED,
+    AbortedError,
     ConflictError,
     FailedPreconditionError,
     InternalError,
-    InvalidArgumentError,
     NotFoundError,
     ResourceExhaustedError,
     UnavailableError,
+    VirtdError,
 )
 from virtd.model.operation import Operation, OperationState
 from virtd.operations import journal
+from virtd.operations.requests import Requests
+from virtd.operations.slots import Slots
 from virtd.operations.task import Task
 from virtd.operations.verb import Response, Verb
 from virtd.operations.worker import Worker
 from virtd.store import Codec, Database
 
 log = structlog.get_logger(__name__)
+R = TypeVar("R")
+
+DEFAULT_TIMEOUT_S: Final = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +77,33 @@ class Submission:
 
 
 class Engine:
-    """All operations of a daemon.  Every method belongs to the event loop."""
+    """All operations of a daemon.  Every method belongs to the event loop.
+
+    :param parallel: so many operations of one host work at once.
+    :param timeout_s: the time limit of verbs that have none of their own.
+    :param timeouts_s: time limits by verb, before all others.
+    """
 
     def __init__(
-        self, database: Database, *, parallel: int = 64, queued_max: int = 10_000, retention_s: float = 7 * 86_400
+        self,
+        database: Database,
+        *,
+        parallel: int = 16,
+        queued_max: int = 10_000,
+        retention_s: float = 7 * 86_400,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        timeouts_s: Mapping[str, float] | None = None,
     ) -> None:
         self._database = database
         self._verbs: dict[str, Verb[Any]] = {}
         self._codecs: dict[str, Codec[Any]] = {}
         self._live: dict[str, Task] = {}
         self._queues: dict[str, deque[Task]] = {}
-        self._requests: dict[tuple[str, str], tuple[str, asyncio.Future[Operation]]] = {}
-        self._slots = asyncio.Semaphore(parallel)
+        self._requests = Requests(database, self.get)
+        self._accepting: set[asyncio.Task[Operation]] = set()
+        self._slots = Slots(parallel)
+        self._timeout_s = timeout_s
+        self._timeouts_s = dict(timeouts_s or {})
         self._worker = Worker(self._write, self._write_end, self._tell_end)
         self._retention_s = retention_s
         self._queued_max = queued_max
@@ -99,29 +123,24 @@ class Engine:
 
     # ------------------------------------------------------------------------------- submitting
 
-    async def replay(self, caller: str, request_id: str, fingerprint: str) -> Operation | None:
-        """The operation that this request started before, or None.
+    async def once(
+        self, caller: str, request_id: str, fingerprint: str, work: Callable[[], Awaitable[R]]
+    ) -> R | Operation:
+        """Carry a request out once, however often it comes, also at the same time.
 
-        To be asked before anything else is checked: a repetition gets the same answer whatever has
-        become of the world.
+        A repetition is answered with the operation that the first one started, before anything else is
+        looked at: it gets the same answer whatever has become of the world.  One that failed before it
+        started an operation has changed nothing, and is simply tried again.
 
+        :param work: carries the request out; its :meth:`submit` must be given the same request id.
         :raises InvalidArgumentError: REQUEST_ID_REUSED, the id came with another body.
         """
-        if not request_id:
-            return None
-        key = (caller, request_id)
-        if key in self._requests:
-            known_fingerprint, future = self._requests[key]
-            _check_fingerprint(request_id, fingerprint, known_fingerprint)
-            return await asyncio.shield(future)
-        known = await journal.known_request(self._database, caller, request_id)
-        if known is None:
-            return None
-        _check_fingerprint(request_id, fingerprint, known.fingerprint)
-        return await self.get(known.operation)
+        return await self._requests.once(caller, request_id, fingerprint, work)
 
     async def submit(self, verb: Verb[Any], arguments: object, submission: Submission) -> Operation:
         """Journal and queue an operation; return it as soon as it is durable.
+
+        A caller that goes away meanwhile changes nothing.
 
         :raises ConflictError: OPERATION_IN_PROGRESS, with ``reject_conflict`` and a busy queue.
         :raises UnavailableError: DAEMON_STOPPING.
@@ -130,15 +149,11 @@ class Engine:
         """
         if self._stopping:
             raise UnavailableError(DAEMON_STOPPING, "the daemon is shutting down", retry_after_s=2.0)
-        request = (submission.caller, submission.request_id)
-        if submission.request_id and request in self._requests:
-            known_fingerprint, future = self._requests[request]
-            _check_fingerprint(submission.request_id, submission.fingerprint, known_fingerprint)
-            return await asyncio.shield(future)
-        if len(self._live) >= self._queued_max:
+        size = len(self._live) + len(self._accepting)
+        if size >= self._queued_max:
             raise ResourceExhaustedError(
                 LIMIT_EXCEEDED,
-                f"{len(self._live)} operations wait or run; the limit is {self._queued_max} (operations.max_queued)",
+                f"{size} operations wait or run; the limit is {self._queued_max} (operations.max_queued)",
                 retry_after_s=5.0,
             )
         if submission.reject_conflict:
@@ -157,26 +172,43 @@ class Engine:
             create_time=now,
             update_time=now,
         )
-        task = Task(self, record, submission.queue, verb, arguments, steps)
-        future = asyncio.get_running_loop().create_future()
-        if submission.request_id:
-            self._requests[request] = (submission.fingerprint, future)
+        task = Task(self, record, submission.queue, verb, arguments, steps, self._limit(verb, arguments))
+        # Its place is taken before it is durable, so that the order is that of the calls, and two
+        # callers that ask for an idle guest do not both find it so.
+        self._enqueue(task)
+        accepting = asyncio.create_task(self._accept(task, submission), name=f"accept {record.name}")
+        self._accepting.add(accepting)
+        accepting.add_done_callback(self._accepted)
+        return await asyncio.shield(accepting)
+
+    async def _accept(self, task: Task, submission: Submission) -> Operation:
+        record = task.record
         try:
             row = self._row(task)
-            await self._database.write(lambda connection: journal.insert(connection, row, submission.fingerprint))
-        except BaseException as error:
-            if not future.done():
-                future.set_exception(error)
-                future.exception()  # mark as seen: there may be nobody else who waits
+            known = await self._database.write(
+                lambda connection: journal.insert(connection, row, submission.fingerprint)
+            )
+        except BaseException:
+            self._leave(task)
             raise
-        else:
-            future.set_result(record)
-        finally:
-            self._requests.pop(request, None)
-        self.on_change(record)
+        if known is not None:
+            self._leave(task)
+            return await self._requests.replay(submission.request_id, submission.fingerprint, known)
+        task.accepted = True
+        self._live[record.name] = task
+        self.tell(record)
         self._preempt(task)
-        self._enqueue(task)
+        self._launch_first(task.queue)
         return record
+
+    def _accepted(self, accepting: asyncio.Task[Operation]) -> None:
+        self._accepting.discard(accepting)
+        if not accepting.cancelled():
+            accepting.exception()  # seen: the caller may have gone away
+
+    def _limit(self, verb: Verb[Any], arguments: object) -> float:
+        own = self._timeouts_s.get(verb.name)
+        return own if own is not None else verb.timeout_s(arguments) or self._timeout_s
 
     def _check_idle(self, submission: Submission) -> None:
         waiting = self._queues.get(submission.queue)
@@ -192,19 +224,31 @@ class Engine:
 
     def _preempt(self, task: Task) -> None:
         for other in list(self._queues.get(task.queue, ())):
-            if other.verb.name in task.verb.preempts and not other.record.state.terminal:
+            if other is task:
+                break  # what came later was asked for in the knowledge of this one
+            if other.verb.name in task.verb.preempts and other.accepted and not other.ending:
                 other.note(f"cancelled in favour of {task.record.name} ({task.verb.name})")
                 self._request_cancel(other)
 
     def _enqueue(self, task: Task) -> None:
-        self._live[task.record.name] = task
-        waiting = self._queues.setdefault(task.queue, deque())
-        waiting.append(task)
-        if waiting[0] is task:
-            self._launch(task)
+        self._queues.setdefault(task.queue, deque()).append(task)
+
+    def _launch_first(self, queue: str) -> None:
+        """Let the first of a queue work, if it may."""
+        waiting = self._queues.get(queue)
+        if waiting and waiting[0].accepted and waiting[0].runner is None:
+            self._launch(waiting[0])
 
     def _launch(self, task: Task) -> None:
-        task.runner = asyncio.create_task(self._run(task), name=task.record.name)
+        if not self._stopping:  # else the next start takes it up from the journal
+            task.runner = asyncio.create_task(self._run(task), name=task.record.name)
+
+    def tell(self, operation: Operation) -> None:
+        """Tell what an operation has become; a listener's defect is not the operation's."""
+        try:
+            self.on_change(operation)
+        except Exception:
+            log.exception("on_change_failed", operation=operation.name)
 
     # ---------------------------------------------------------------------------------- reading
 
@@ -242,8 +286,8 @@ class Engine:
         return await self.get(name)
 
     def current(self, target: str) -> tuple[Operation, ...]:
-        """What runs or waits on a target, in order."""
-        return tuple(task.record for task in self._live.values() if task.record.target == target)
+        """What runs or waits on a target that is a queue of its own (a guest's name), in order."""
+        return tuple(task.record for task in self._queues.get(target, ()) if not task.record.state.terminal)
 
     @property
     def depth(self) -> Mapping[str, int]:
@@ -272,7 +316,10 @@ class Engine:
                 OPERATION_NOT_CANCELLABLE, f"{name} has already ended: {record.state.value}", resource=name
             )
         self._request_cancel(task)
-        await self._write(task)
+        try:
+            await self._write(task)
+        except VirtdError as problem:  # it is cancelled all the same, unless the daemon dies now
+            log.warning("journal_write_failed", operation=name, error=problem.message)
         return task.record
 
     def _request_cancel(self, task: Task) -> None:
@@ -308,32 +355,69 @@ class Engine:
         They keep their order within their queue.  An operation of a verb that is no longer known
         fails with INTERNAL_ERROR, and says so.
         """
+        for record in await journal.untold(self._database):
+            self.tell(record)  # its end is durable, but the daemon may have died before the event was
+            self._mark_told(record)
         rows = await journal.open_rows(self._database)
         for row in rows:
-            verb = self._verbs.get(row.record.verb)
-            if verb is None:
-                await self._abandon(row)
+            try:
+                task = self._revive(row)
+            except VirtdError as error:
+                await self._abandon(row, error)
                 continue
-            arguments = self._codecs[verb.name].decode(row.arguments)
-            task = Task(self, row.record, row.queue, verb, arguments, tuple(verb.steps(arguments)))
-            task.step, task.undoing, task.scratch = row.step, row.undoing, dict(row.scratch)
-            task.recovered = row.record.state is OperationState.RUNNING
             if task.recovered:
-                task.begun = True
                 task.note("taken up again after a restart of the daemon")
                 task.change(recovered=True)
+            else:
+                self.tell(task.record)
             if row.record.cancel_requested:
                 task.cancel_event.set()
             self._enqueue(task)
+        for queue in list(self._queues):
+            self._launch_first(queue)
         return len(rows)
 
-    async def _abandon(self, row: journal.Row) -> None:
-        error = InternalError(INTERNAL_ERROR, f"this virtd does not know the verb {row.record.verb}")
+    def _revive(self, row: journal.Row) -> Task:
+        """The task of a journal row.
+
+        :raises VirtdError: it cannot be taken up.
+        """
+        record = row.record
+        verb = self._verbs.get(record.verb)
+        if verb is None:
+            raise InternalError(INTERNAL_ERROR, f"this virtd does not know the verb {record.verb}")
+        arguments = self._codecs[verb.name].decode(row.arguments)
+        steps = tuple(verb.steps(arguments))
+        names = tuple(step.name for step in steps)
+        task = Task(self, record, row.queue, verb, arguments, steps, self._limit(verb, arguments))
+        task.accepted = True
+        task.step, task.undoing, task.scratch = row.step, row.undoing, dict(row.scratch)
+        task.recovered = task.begun = record.state is OperationState.RUNNING
+        if task.recovered and names != record.stages:
+            # Another version of virtd began it: its steps are found again by their names.
+            if record.stages[row.step] not in names:
+                raise AbortedError(
+                    OPERATION_INTERRUPTED,
+                    f"another version of virtd died during {record.stages[row.step]}, which this one does not know",
+                    resource=record.target,
+                )
+            task.step = names.index(record.stages[row.step])
+        self._live[record.name] = task
+        return task
+
+    async def _abandon(self, row: journal.Row, error: VirtdError) -> None:
+        now = datetime.now(UTC)
         ended = replace(
-            row.record, state=OperationState.FAILED, error=error.record, end_time=datetime.now(UTC), cancellable=False
+            row.record,
+            state=OperationState.FAILED,
+            error=error.record,
+            end_time=now,
+            update_time=now,
+            cancellable=False,
+            revision=row.record.revision + 1,
         )
         await self._database.write(lambda connection: journal.update(connection, replace(row, record=ended), None))
-        self.on_change(ended)
+        self._tell_end(ended)
 
     async def stop(self, grace_s: float) -> int:
         """Accept nothing more, let what runs end within a time, and leave the rest to the next start.
@@ -341,6 +425,7 @@ class Engine:
         :returns: how many operations were left.  They are in the journal and are recovered.
         """
         self._stopping = True
+        await asyncio.gather(*self._accepting, return_exceptions=True)
         runners = [task.runner for task in self._live.values() if task.runner is not None]
         if runners and grace_s > 0:
             await asyncio.wait(runners, timeout=grace_s)
@@ -353,11 +438,18 @@ class Engine:
     # ---------------------------------------------------------------------------------- running
 
     async def _run(self, task: Task) -> None:
+        held = await self._slots.acquire(task.record.target, task.cancel_event)
         try:
-            async with self._slots:
-                structlog.contextvars.bind_contextvars(operation=task.record.name)
+            if self._stopping:
+                return
+            with structlog.contextvars.bound_contextvars(operation=task.record.name):
                 await self._worker.work(task)
+        except Exception:
+            # The queue stays closed: what the operation has done is not known.  A restart takes it up.
+            log.exception("operation_stuck", operation=task.record.name, verb=task.record.verb)
         finally:
+            if held:
+                self._slots.release(task.record.target)
             if task.record.state.terminal:
                 self._leave(task)
 
@@ -367,8 +459,7 @@ class Engine:
         waiting.remove(task)
         if not waiting:
             del self._queues[task.queue]
-        elif waiting[0].runner is None and not self._stopping:
-            self._launch(waiting[0])
+        self._launch_first(task.queue)
         task.ended.set()
 
     def _row(self, task: Task) -> journal.Row:
@@ -390,14 +481,13 @@ class Engine:
         await self._database.write(lambda connection: journal.update(connection, row, response))
 
     def _tell_end(self, ended: Operation) -> None:
-        self.on_change(ended)
-        self.on_finished(ended)
+        self.tell(ended)
+        self._mark_told(ended)
+        try:
+            self.on_finished(ended)
+        except Exception:
+            log.exception("on_finished_failed", operation=ended.name)
 
-
-def _check_fingerprint(request_id: str, fingerprint: str, known: str) -> None:
-    if fingerprint != known:
-        raise InvalidArgumentError(
-            REQUEST_ID_REUSED,
-            f"request_id {request_id} was used before with another request",
-            metadata={"request_id": request_id},
-        )
+    def _mark_told(self, ended: Operation) -> None:
+        # Written behind the event that on_change has just emitted: durable no sooner than that.
+        self._database.submit(lambda connection: journal.mark_told(connection, ended.name))

@@ -110,6 +110,11 @@ class Task:
             cancellable=step.cancellable,
         )
 
+    def retreat(self) -> None:
+        """The step that was entered did not begin: its beginning could not be journalled."""
+        self.begun = self.step > 0
+        self.step = max(0, self.step - 1)
+
     def progress(
         self, fraction: float | None = None, *, bytes_done: int | None = None, bytes_total: int | None = None
     ) -> None:

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import structlog
 
@@ -31,11 +31,9 @@ from virtd.errors import (
 from virtd.model.operation import Operation, OperationState
 from virtd.obs import tracing
 from virtd.operations.task import Task
-from virtd.operations.verb import Probe, Response, Step
+from virtd.operations.verb import Outcome, Probe, Response, Step
 
 log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
 
 CANCEL_GRACE_S: Final = 10.0
 """How long a step may take to obey a cancel by itself before its task is cut off."""
@@ -68,6 +66,7 @@ class Worker:
             await self._work(task)
 
     async def _work(self, task: Task) -> None:
+        task.start_clock()
         if task.record.state is OperationState.PENDING:
             task.change(state=OperationState.RUNNING, start_time=datetime.now(UTC))
         response: Response | None = None
@@ -78,7 +77,7 @@ class Worker:
                 await self._end(task, error, None)
                 return
             await self._forward(task)
-            outcome = await self._patiently(task, lambda: task.verb.finish(task))
+            outcome = await self._finish(task)
             task.change(result=outcome.result, result_data=outcome.data)
             response = outcome.response
         except VirtdError as failure:
@@ -91,76 +90,118 @@ class Worker:
             await self._end(task, None, response)
 
     async def _forward(self, task: Task) -> None:
-        fresh = not task.recovered
-        for index in range(task.step, len(task.steps)):
+        first = task.step
+        for index in range(first, len(task.steps)):
             step = task.steps[index]
-            task.checkpoint()
+            taken_up = task.recovered and index == first
+            # Between two steps that cannot be cancelled there is no way back either.
+            before_it = index > 0 and not task.steps[index - 1].cancellable
+            if step.cancellable or not (taken_up or before_it):
+                task.give_up_if_asked()
             task.enter(index)
-            await self._write(task)
-            if not fresh:
-                fresh = True
-                if await self._already_done(task, step):
-                    continue
+            try:
+                await self._write(task)
+            except VirtdError:
+                if not taken_up:
+                    task.retreat()
+                raise
             with tracing.span(f"step {step.name}", operation=task.record.name):
-                await self._supervise(task, step)
-        task.step = len(task.steps)
+                await self._supervise(task, step, doubtful=taken_up)
+
+    async def _attempt(self, task: Task, step: Step[Any], *, doubtful: bool) -> None:
+        """Do one step.
+
+        A host that falls silent is waited for: whether the step took effect is then as unknown as after
+        a crash of the daemon, and is found out in the same way.
+
+        :param doubtful: whether the step may have been begun before.
+        """
+        delay = RETRY_FIRST_S
+        while True:
+            try:
+                if not (doubtful and await self._already_done(task, step)):
+                    await step.do(task)
+            except UnavailableError as error:
+                if error.reason is not HOST_UNREACHABLE:
+                    raise
+                doubtful = True
+                task.note_once(f"waiting for the host: {error.message}")
+            else:
+                return
+            await self._pause(task, delay)
+            task.checkpoint()
+            if task.cancel_event.is_set():
+                # It cannot be taken back, and nobody answers.  Waiting on would make the cancel a lie;
+                # so would "cancelled".
+                raise AbortedError(
+                    OPERATION_INTERRUPTED,
+                    f"cancelled while the host did not answer; whether {step.name} took effect cannot be told",
+                    resource=task.record.target,
+                )
+            delay = min(delay * 2, RETRY_MAX_S)
 
     async def _already_done(self, task: Task, step: Step[Any]) -> bool:
+        """Whether a step that was interrupted need not be done again."""
         if step.probe is None:
             return False
-        probe = step.probe
-        verdict = await self._patiently(task, lambda: probe(task))
-        task.note(f"after the restart, step {step.name} is found {verdict.name}")
+        verdict = await step.probe(task)
+        task.note(f"step {step.name} was interrupted and is found {verdict.name}")
         if verdict is Probe.LOST:
             raise AbortedError(
                 OPERATION_INTERRUPTED,
-                f"the daemon died during {step.name}, and whether it took effect cannot be told",
+                f"{step.name} was interrupted, and whether it took effect cannot be told",
                 resource=task.record.target,
             )
         return verdict is Probe.DONE
 
-    async def _patiently(self, task: Task, call: Callable[[], Awaitable[T]]) -> T:
-        """Await a call; after a restart, wait for the host to answer instead of failing."""
+    async def _finish(self, task: Task) -> Outcome:
+        """The answer.  The work is done: an answer that cannot be read does not make it undone."""
         delay = RETRY_FIRST_S
         while True:
             try:
-                return await call()
-            except UnavailableError as error:
-                if not task.recovered or error.reason is not HOST_UNREACHABLE:
-                    raise
+                return await task.verb.finish(task)
+            except VirtdError as error:
+                if error.reason is not HOST_UNREACHABLE or task.deadline_s == 0 or task.cancel_event.is_set():
+                    task.warn(f"done, but the result could not be read: {error.message}")
+                    return Outcome()
                 task.note_once(f"waiting for the host: {error.message}")
+            except Exception as error:
+                log.exception("operation_defect", operation=task.record.name, verb=task.record.verb)
+                task.warn(f"done, but the result could not be read ({type(error).__name__})")
+                return Outcome()
             await self._pause(task, delay)
             delay = min(delay * 2, RETRY_MAX_S)
 
     async def _pause(self, task: Task, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(task.cancel_event.wait(), seconds)
-        if task.cancel_event.is_set():
+        if task.cancel_event.is_set() and not task.interruptible:
             await asyncio.sleep(seconds)  # a set event must not turn the wait into a busy loop
 
-    async def _supervise(self, task: Task, step: Step[Any]) -> None:
+    async def _supervise(self, task: Task, step: Step[Any], *, doubtful: bool) -> None:
         """Run one step; obey cancel and deadline even if the step does not look at them."""
-        work = asyncio.ensure_future(self._patiently(task, lambda: step.do(task)))
-        cancelled = asyncio.ensure_future(task.cancel_event.wait())
+        work = asyncio.ensure_future(self._attempt(task, step, doubtful=doubtful))
+        cancelled = asyncio.ensure_future(task.wait_cancelled())
         try:
-            waits = {work, cancelled} if step.cancellable else {work}
-            await asyncio.wait(waits, timeout=task.deadline_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({work, cancelled}, timeout=task.deadline_s, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 await asyncio.wait({work}, timeout=CANCEL_GRACE_S)
             if not work.done():
                 work.cancel()
                 await asyncio.wait({work}, timeout=CANCEL_GRACE_S)
-                task.checkpoint()
-                raise DeadlineExceededError(
-                    DEADLINE_EXCEEDED, f"{step.name} did not end in time", resource=task.record.target
-                )
+                if not work.done() or work.cancelled():
+                    task.checkpoint()
+                    raise DeadlineExceededError(
+                        DEADLINE_EXCEEDED, f"{step.name} did not end in time", resource=task.record.target
+                    )
+            if work.cancelled():  # not by us: something inside gave up in a way that it must not
+                raise InternalError(INTERNAL_ERROR, f"{step.name} was cancelled from inside")
             work.result()
         finally:
             cancelled.cancel()
             if not work.done():
                 work.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait({work}, timeout=1.0)
+                await asyncio.wait({work}, timeout=1.0)
 
     async def _give_up(self, task: Task, failure: VirtdError) -> None:
         failure.with_resource(task.record.target)
@@ -228,8 +269,11 @@ class Worker:
                 break
             except VirtdError as problem:
                 log.error("journal_write_failed", operation=task.record.name, error=problem.message)  # noqa: TRY400 - no news in the traceback
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, RETRY_MAX_S)
+            except Exception:
+                log.exception("operation_defect", operation=task.record.name, verb=task.record.verb)
+                response = None  # what cannot be encoded must not keep the operation from ending
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, RETRY_MAX_S)
         task.record = ended
         self._tell_end(ended)
 

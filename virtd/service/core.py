@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from virtd.backend.capabilities import require
 from virtd.errors import (
@@ -26,6 +27,9 @@ from virtd.operations import Engine, Submission, Verb
 from virtd.plugins import PluginManager
 from virtd.service.call import Call
 from virtd.store import Database
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +87,12 @@ class Core:
         """
         return self.inventory.get(name).guest
 
-    def check_verb(self, name: GuestName, verb: str, *, managed: bool = True) -> GuestView:
+    def check_verb(self, name: GuestName, verb: str, *, managed: bool = True, now: bool = True) -> GuestView:
         """The guest, if this verb is possible on it now: the gate before every side effect.
+
+        :param managed: whether the guest must be virtd's own.
+        :param now: False: other operations come first, so that the state of now says little about the
+            state then; the verb's own call finds out when its turn comes.
 
         The order of the checks is the order of what a caller can do about them: does it exist, is it
         ours, can the host do it, is it in the right state.
@@ -108,13 +116,36 @@ class Core:
         if capability is not None:
             require(link.capabilities, capability, resource=str(name))
         _ = link.session  # reachable?
-        if status.state not in LEGAL_STATES[verb] or (status.presence is Presence.ABSENT and verb != "delete"):
+        illegal = status.state not in LEGAL_STATES[verb] or (status.presence is Presence.ABSENT and verb != "delete")
+        if now and illegal:
             raise invalid_state(view.guest, verb)
         return view
 
     async def submit_guest_verb(self, call: Call, verb: Verb[Any], arguments: object, name: GuestName) -> Operation:
         """Queue an operation on a guest."""
         return await self.engine.submit(verb, arguments, submission(call, str(name), str(name)))
+
+
+class _HasCore(Protocol):
+    _core: Core
+
+
+S = TypeVar("S", bound=_HasCore)
+
+
+def once(
+    method: Callable[Concatenate[S, Call, P], Awaitable[R]],
+) -> Callable[Concatenate[S, Call, P], Coroutine[Any, Any, R | Operation]]:
+    """A use case that starts an operation: repetitions of its ``request_id`` get the first one's."""
+
+    @functools.wraps(method)
+    async def wrapper(self: S, call: Call, /, *args: P.args, **kwargs: P.kwargs) -> R | Operation:
+        async def work() -> R:
+            return await method(self, call, *args, **kwargs)
+
+        return await self._core.engine.once(call.caller, call.request_id, call.fingerprint, work)  # noqa: SLF001 - the method's own
+
+    return wrapper
 
 
 def submission(call: Call, target: str, queue: str, warnings: Sequence[str] = ()) -> Submission:

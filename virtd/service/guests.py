@@ -43,7 +43,7 @@ from virtd.model.names import WILDCARD, GuestName, check_new_id
 from virtd.model.operation import Operation
 from virtd.operations import Verb
 from virtd.service.call import Call, page_of
-from virtd.service.core import Core, attributes_of, invalid_state, submission
+from virtd.service.core import Core, attributes_of, invalid_state, once, submission
 from virtd.service.filters import compile_filter
 from virtd.service.images import ImageCatalogue
 from virtd.service.resolve import Resolution, lower, resolve
@@ -193,10 +193,9 @@ class Guests:
 
     # ----------------------------------------------------------------------------- create and plan
 
+    @once
     async def create(self, call: Call, host: str, guest_id: str, draft: GuestDraft, start: bool) -> Operation:
         """Create a guest; see the RPC's documentation for the errors."""
-        if (known := await self._replay(call)) is not None:
-            return known
         key = (host, guest_id)
         uid = uuid4()
         self._check_name(host, guest_id)
@@ -327,10 +326,9 @@ class Guests:
         await self._core.database.write(lambda _connection: None)  # durable before it is answered
         return changed
 
+    @once
     async def delete(self, call: Call, name: GuestName, force: bool, keep_disks: bool, etag: str) -> Operation | None:
         """Delete a guest; see the RPC's documentation for the errors."""
-        if (known := await self._replay(call)) is not None:
-            return known
         view = self._core.check_verb(name, "delete")
         guest = view.guest
         _check_etag(guest, etag)
@@ -413,6 +411,7 @@ class Guests:
             call, name, verb, lambda uid: GuestArguments(name.host, name.guest, uid), managed=managed
         )
 
+    @once
     async def _submit(
         self,
         call: Call,
@@ -422,23 +421,13 @@ class Guests:
         *,
         managed: bool = True,
     ) -> Operation | None:
-        if (known := await self._replay(call)) is not None:
-            return known
-        busy = self._core.engine.current(str(name))
-        # With work in the queue the state of now says little about the state then: the verb's own
-        # call finds out when its turn comes.
-        view = self._core.view(name) if busy else self._core.check_verb(name, verb, managed=managed)
-        if busy and managed and view.guest.status.origin is Origin.FOREIGN:
-            self._core.check_verb(name, verb)
+        view = self._core.check_verb(name, verb, managed=managed, now=not self._core.engine.current(str(name)))
         if call.validate_only:
             return None
         implementation: Verb[GuestArguments] = self._verbs[verb]  # type: ignore[assignment]  # its own arguments
         return await self._core.engine.submit(
             implementation, make(view.guest.uid), submission(call, str(name), str(name))
         )
-
-    async def _replay(self, call: Call) -> Operation | None:
-        return await self._core.engine.replay(call.caller, call.request_id, call.fingerprint)
 
 
 def _holds(guest: Guest, state: GuestState | None, condition: ConditionType | None) -> bool:

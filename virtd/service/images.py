@@ -33,7 +33,7 @@ from virtd.model.operation import Operation
 from virtd.model.storage import Image
 from virtd.operations import Outcome, Run, Step, Verb
 from virtd.service.call import Call, Page, page_of
-from virtd.service.core import Core, submission
+from virtd.service.core import Core, once, submission
 from virtd.service.validate import check_allowed_path
 from virtd.store import Codec, Database
 
@@ -108,10 +108,9 @@ class Images:
         """All images, by name."""
         return page_of(await self._catalogue.list(), page_size, page_token, lambda image: image.name)
 
+    @once
     async def import_(self, call: Call, image_id: str, path: str, format_: DiskFormat) -> Operation | None:
         """Copy a file into the catalogue; see the RPC's documentation for the errors."""
-        if (known := await self._core.engine.replay(call.caller, call.request_id, call.fingerprint)) is not None:
-            return known
         check_new_id(image_id, "image_id")
         real = check_allowed_path(path, self._core.options.allowed_directories, "path", local=True)
         if not Path(real).is_file():
@@ -132,10 +131,9 @@ class Images:
             self._import, ImportArguments(image_id, real, format_), submission(call, name, name)
         )
 
+    @once
     async def delete(self, call: Call, image_id: str) -> Operation | None:
         """Delete an image that no volume is based on."""
-        if (known := await self._core.engine.replay(call.caller, call.request_id, call.fingerprint)) is not None:
-            return known
         await self._catalogue.get(image_id)
         await self._delete.check_unused(image_id)
         if call.validate_only:

@@ -18,7 +18,7 @@ from virtd.model.names import GuestName, check_new_id
 from virtd.model.operation import Operation
 from virtd.model.snapshot import Snapshot
 from virtd.service.call import Call, Page, page_of
-from virtd.service.core import Core, submission
+from virtd.service.core import Core, once, submission
 from virtd.service.validate import TEXT_MAX, Violations
 from virtd.service.verbs.snapshot import (
     CreateSnapshot,
@@ -39,12 +39,11 @@ class Snapshots:
         for verb in (self._create, self._revert, self._delete):
             core.engine.register(verb)
 
+    @once
     async def create(
         self, call: Call, name: GuestName, snapshot_id: str, description: str, memory: bool
     ) -> Operation | None:
         """Take a snapshot; see the RPC's documentation for the errors."""
-        if (known := await self._core.engine.replay(call.caller, call.request_id, call.fingerprint)) is not None:
-            return known
         check_new_id(snapshot_id, "snapshot_id")
         wrong = Violations()
         if len(description) > TEXT_MAX or not (description.isprintable() or not description):
@@ -95,11 +94,10 @@ class Snapshots:
         """Delete a snapshot."""
         return await self._existing(call, name, snapshot_id, self._delete, "snapshot")
 
+    @once
     async def _existing(
         self, call: Call, name: GuestName, snapshot_id: str, verb: RevertSnapshot | DeleteSnapshot, rule: str
     ) -> Operation | None:
-        if (known := await self._core.engine.replay(call.caller, call.request_id, call.fingerprint)) is not None:
-            return known
         view = self._core.check_verb(name, rule)
         if not self._core.engine.current(str(name)):
             await self.get(name, snapshot_id)

@@ -23,7 +23,7 @@ from virtd.model.operation import Operation
 from virtd.model.storage import Pool, Volume
 from virtd.operations import Outcome, Run, Step, Verb
 from virtd.service.call import Call, Page, page_of
-from virtd.service.core import Core, submission
+from virtd.service.core import Core, once, submission
 from virtd.service.validate import Violations, check_capacity
 
 
@@ -96,12 +96,11 @@ class Storage:
         """The volumes of a pool, by name."""
         return page_of(await self._volumes(host, pool), page_size, page_token, lambda volume: volume.name)
 
+    @once
     async def create_volume(
         self, call: Call, host: str, pool: str, volume_id: str, capacity_bytes: int, format_: DiskFormat
     ) -> Operation | None:
         """Create an empty volume."""
-        if (known := await self._core.engine.replay(call.caller, call.request_id, call.fingerprint)) is not None:
-            return known
         check_new_id(volume_id, "volume_id")
         wrong = Violations()
         check_capacity(capacity_bytes, "capacity_bytes", wrong)
@@ -115,10 +114,9 @@ class Storage:
             return None
         return await self._core.engine.submit(self._create, arguments, submission(call, arguments.name, arguments.name))
 
+    @once
     async def delete_volume(self, call: Call, host: str, pool: str, volume: str) -> Operation | None:
         """Delete a volume that no guest uses."""
-        if (known := await self._core.engine.replay(call.caller, call.request_id, call.fingerprint)) is not None:
-            return known
         record = await self.get_volume(host, pool, volume)
         check_unused(record)
         if call.validate_only:

@@ -44,6 +44,8 @@ from virtd.model.guest import GuestAddress
 from virtd_kvm.designer import AGENT_CHANNEL
 
 _PING_S: Final = 2
+_ADDRESSES_S: Final = 1
+_GRACE_S: Final = 0.5
 _CALL_S: Final = 10
 _POLL_FIRST_S: Final = 0.05
 _POLL_LAST_S: Final = 1.0
@@ -57,6 +59,7 @@ class Agent:
 
     def __init__(self, guests: Guests) -> None:
         self._guests: Final = guests
+        self._asked: Final[dict[tuple[UUID, str], asyncio.Task[Any]]] = {}
 
     async def ping_agent(self, uuid: UUID) -> None:
         """Return if the agent answers now.
@@ -64,7 +67,31 @@ class Agent:
         :raises FailedPreconditionError: AGENT_NOT_CONFIGURED or INVALID_STATE.
         :raises UnavailableError: AGENT_NOT_READY.
         """
-        await self._command(uuid, "guest-ping", timeout_s=_PING_S)
+        await self._ask(uuid, "guest-ping", _PING_S)
+
+    async def _ask(self, uuid: UUID, name: str, limit_s: float) -> Any:
+        """A question with a short limit.
+
+        libvirt first waits five seconds for an agent that has stopped answering to come back in
+        step, whatever limit it is given.  That wait is left to itself, and while it lasts the same
+        question is not asked again: stuck agents must not use up the host's threads.
+        """
+        key = (uuid, name)
+        task = self._asked.get(key)
+        if task is None:
+            task = asyncio.create_task(self._command(uuid, name, timeout_s=max(1, int(limit_s))))
+            self._asked[key] = task
+            task.add_done_callback(lambda done: self._answered(key, done))
+        try:
+            return await asyncio.wait_for(asyncio.shield(task), limit_s + _GRACE_S)
+        except TimeoutError:
+            native = NativeError(f"virDomainQemuAgentCommand({name})", "", f"no answer within {limit_s:g} s")
+            raise _not_ready("connected", native) from None
+
+    def _answered(self, key: tuple[UUID, str], task: asyncio.Task[Any]) -> None:
+        del self._asked[key]
+        if not task.cancelled():
+            task.exception()  # seen: there may be nobody left who waits for it
 
     async def run_command(self, uuid: UUID, command: AgentCommand, context: CallContext) -> AgentResult:
         """Run a command in the guest and collect its output.
@@ -107,7 +134,7 @@ class Agent:
         :param names: names of interfaces in the spec by MAC address.
         """
         try:
-            answer = await self._command(uuid, "guest-network-get-interfaces", timeout_s=1)
+            answer = await self._ask(uuid, "guest-network-get-interfaces", _ADDRESSES_S)
         except VirtdError:
             return ()
         return parse_interfaces(answer, names)

@@ -39,6 +39,7 @@ ENTRIES: Final = {
     "volume": Entry("cmd_storage:volume", "Create and delete volumes.", _REST),
     "image": Entry("cmd_storage:image", "Import and delete images.", _REST),
     "config": Entry("cmd_config:config", "Contexts: which daemon to talk to.", _REST),
+    "services": Entry("cmd_services:services", "List the services of the daemon's API.", _REST),
     "version": Entry("cmd_version:version", "Versions of guestctl and of the daemon.", _REST),
     "completion": Entry("cmd_completion:completion", "Print the completion script of a shell.", _REST),
 }

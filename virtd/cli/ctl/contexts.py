@@ -86,19 +86,27 @@ def _parse(file: Path, document: dict[str, object]) -> Contexts:
     current, tables = document.get("current_context", ""), document.get("contexts", {})
     if not isinstance(current, str) or not isinstance(tables, dict):
         raise ContextError(f"{file}: current_context must be a text and contexts a table")
-    entries = {}
-    for name, table in tables.items():
-        if not isinstance(table, dict):
-            raise ContextError(f"{file}: contexts.{name} must be a table")
-        for key, value in table.items():
-            if key not in _KEYS:
-                raise ContextError(f"{file}: unknown key contexts.{name}.{key}{did_you_mean(key, _KEYS)}")
-            if not isinstance(value, str):
-                raise ContextError(f"{file}: contexts.{name}.{key} must be a text")
-        entries[name] = Context(**table)
+    entries = {name: _entry(file, name, table) for name, table in tables.items()}
     if current and current not in entries:
         raise ContextError(f"{file}: current_context {current!r} is not one of the contexts")
     return Contexts(current, entries)
+
+
+def _entry(file: Path, name: str, table: object) -> Context:
+    if not isinstance(table, dict):
+        raise ContextError(f"{file}: contexts.{name} must be a table")
+    for key, value in table.items():
+        if key not in _KEYS:
+            raise ContextError(f"{file}: unknown key contexts.{name}.{key}{did_you_mean(key, _KEYS)}")
+        if not isinstance(value, str):
+            raise ContextError(f"{file}: contexts.{name}.{key} must be a text")
+    entry = Context(**table)
+    try:
+        if entry.timeout:
+            parse_duration(entry.timeout)
+    except ValueError as error:
+        raise ContextError(f"{file}: contexts.{name}.timeout: {error}") from error
+    return entry
 
 
 def change(edit: Callable[[Contexts], Contexts]) -> Contexts:

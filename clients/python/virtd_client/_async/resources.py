@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from virtd_client import _messages
 from virtd_client._async.operation import AsyncOperation
 from virtd_client._async.service import AsyncService, pages
+from virtd_client._io import aio as io
 from virtd_client.types import DiskFormatName, OnConflict
 
 if TYPE_CHECKING:
@@ -49,6 +50,37 @@ class AsyncServer(AsyncService):
         from virtd.v1 import server_pb2 as pb
 
         return (await self._transport.unary(self._stub.GetServerInfo, pb.GetServerInfoRequest())).server
+
+    async def services(self) -> dict[str, tuple[str, ...]]:
+        """Every service that the daemon offers and its methods, as gRPC reflection tells them.
+
+        In the daemon's order; names are full (``virtd.v1.GuestService``), methods are bare.
+
+        :raises VirtdError: as the daemon says; Unavailable where nothing answers.
+        """
+        from google.protobuf.descriptor_pb2 import FileDescriptorProto
+        from grpc_reflection.v1alpha import reflection_pb2 as pb
+        from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
+
+        await self.info()  # waits for a daemon that is away, which a stream does not
+        call = self._transport.bidi(ServerReflectionStub(self._transport.channel).ServerReflectionInfo)
+        found: dict[str, tuple[str, ...]] = {}
+        try:
+            await call.write(pb.ServerReflectionRequest(list_services=""))
+            listed = await call.read()
+            for name in [entry.name for entry in listed.list_services_response.service] if listed else []:
+                await call.write(pb.ServerReflectionRequest(file_containing_symbol=name))
+                answer = await call.read()
+                for raw in answer.file_descriptor_response.file_descriptor_proto if answer else []:
+                    file = FileDescriptorProto.FromString(raw)
+                    for service in file.service:
+                        if f"{file.package}.{service.name}" == name:
+                            found[name] = tuple(method.name for method in service.method)
+        except io.RpcError as error:
+            raise self._transport.error(error) from None
+        finally:
+            call.cancel()
+        return found
 
 
 class AsyncHosts(AsyncService):

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from virtd_client import _messages
+from virtd_client._io import blocking as io
 from virtd_client._sync.operation import Operation
 from virtd_client._sync.service import Service, pages
 from virtd_client.types import DiskFormatName, OnConflict
@@ -50,6 +51,37 @@ class Server(Service):
         from virtd.v1 import server_pb2 as pb
 
         return (self._transport.unary(self._stub.GetServerInfo, pb.GetServerInfoRequest())).server
+
+    def services(self) -> dict[str, tuple[str, ...]]:
+        """Every service that the daemon offers and its methods, as gRPC reflection tells them.
+
+        In the daemon's order; names are full (``virtd.v1.GuestService``), methods are bare.
+
+        :raises VirtdError: as the daemon says; Unavailable where nothing answers.
+        """
+        from google.protobuf.descriptor_pb2 import FileDescriptorProto
+        from grpc_reflection.v1alpha import reflection_pb2 as pb
+        from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
+
+        self.info()  # waits for a daemon that is away, which a stream does not
+        call = self._transport.bidi(ServerReflectionStub(self._transport.channel).ServerReflectionInfo)
+        found: dict[str, tuple[str, ...]] = {}
+        try:
+            call.write(pb.ServerReflectionRequest(list_services=""))
+            listed = call.read()
+            for name in [entry.name for entry in listed.list_services_response.service] if listed else []:
+                call.write(pb.ServerReflectionRequest(file_containing_symbol=name))
+                answer = call.read()
+                for raw in answer.file_descriptor_response.file_descriptor_proto if answer else []:
+                    file = FileDescriptorProto.FromString(raw)
+                    for service in file.service:
+                        if f"{file.package}.{service.name}" == name:
+                            found[name] = tuple(method.name for method in service.method)
+        except io.RpcError as error:
+            raise self._transport.error(error) from None
+        finally:
+            call.cancel()
+        return found
 
 
 class Hosts(Service):
