@@ -101,7 +101,7 @@ def test_the_life_of_a_guest(daemon: Daemon) -> None:
     daemon.ok("snapshot", "create", "web", "one", "--memory")
     assert daemon.ok("snapshot", "list", "web", "-o", "name") == "hosts/a/guests/web/snapshots/one\n"
     daemon.ok("pause", "web")
-    wrong = daemon.run("pause", "web")
+    wrong = daemon.run("start", "web")
     assert wrong.returncode == 5
     assert "reason: INVALID_STATE" in wrong.stderr
     daemon.ok("snapshot", "revert", "web/one")
@@ -138,7 +138,9 @@ def test_documents_of_every_type_are_valid(daemon: Daemon) -> None:
     assert len(daemon.document("capabilities", "a")["items"]) > 10
     assert daemon.document("version")["server"]["version"]
     assert daemon.document("describe", "guest", "a/docs")["item"]["name"] == "hosts/a/guests/docs"
-    assert daemon.document("exec", "a/docs", "--", "/bin/true")["item"]["exit_code"] == 0
+    result = json.loads(daemon.ok("exec", "a/docs", "-o", "json", "--", "/bin/true"))
+    jsonschema.validate(result, json.loads((OUTPUT / "ExecResult.json").read_text()))
+    assert result["item"]["exit_code"] == 0
     daemon.ok("delete", "a/docs", "--force")
 
 
@@ -202,9 +204,9 @@ def test_events_resume_without_a_gap(daemon: Daemon) -> None:
     assert "EVENT_TYPE_GUEST_STATE_CHANGED" in kinds
     revisions = [int(line["item"]["revision"]) for line in lines]
     assert revisions == sorted(set(revisions))
-    half = lines[len(lines) // 2]
-    rest = daemon.ok("events", "--once", "--since", half["resumeToken"], "-o", "jsonl").splitlines()
-    assert revisions[-1] == int(json.loads(rest[-1])["item"]["revision"])
+    for index in (0, len(lines) // 2, len(lines) - 1):
+        rest = daemon.ok("events", "--once", "--since", lines[index]["resumeToken"], "-o", "jsonl").splitlines()
+        assert set(revisions[index + 1 :]) <= {int(json.loads(line)["item"]["revision"]) for line in rest}
 
 
 def test_a_watch_shows_what_changes(daemon: Daemon) -> None:
@@ -216,11 +218,10 @@ def test_a_watch_shows_what_changes(daemon: Daemon) -> None:
         daemon.ok("create", "guest", "first", "--host", "a", *CREATE)
         assert process.stdout is not None
         line = json.loads(process.stdout.readline())
-        assert (line["item"]["name"], line["change"]) in {
-            ("hosts/a/guests/first", "present"),
-            ("hosts/a/guests/first", "added"),
-        }
-        daemon.ok("delete", "first")
+        assert line["change"] in {"present", "added"}
+        while line["item"]["name"] != "hosts/a/guests/first":
+            line = json.loads(process.stdout.readline())
+        daemon.ok("delete", "a/first")
         while line["change"] != "removed":
             line = json.loads(process.stdout.readline())
         assert line["item"]["name"] == "hosts/a/guests/first"

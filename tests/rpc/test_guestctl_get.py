@@ -504,13 +504,19 @@ def test_events_as_lines_until_the_limit(ctl: Ctl, server: ScriptedServer) -> No
 
 
 def test_events_once_reads_what_is_there_and_ends(ctl: Ctl, server: ScriptedServer) -> None:
-    page = event_pb2.PullEventsResponse(events=[event(1, "GUEST_ADDED", "a")], resume_token="t1")
-    server.on("PullEvents", page, event_pb2.PullEventsResponse(resume_token="t2"))
+    page = event_pb2.PullEventsResponse(
+        events=[event(1, "GUEST_ADDED", "a"), event(2, "GUEST_ADDED", "b")], resume_token="t2"
+    )
+    server.on("PullEvents", page, event_pb2.PullEventsResponse(resume_token="t3"))
     result = ctl("events", "--once", "--since", "t0", "-o", "csv")
     assert result.code == 0
-    assert len(result.out.splitlines()) == 2
-    assert "--since t2" in result.err
-    assert [call.request.resume_token for call in server.calls_of("PullEvents")] == ["t0", "t1"]
+    assert len(result.out.splitlines()) == 3
+    assert "--since t3" in result.err
+    assert [call.request.resume_token for call in server.calls_of("PullEvents")] == ["t0", "t2"]
+    server.on("PullEvents", page, event_pb2.PullEventsResponse(resume_token="t3"))
+    # A reader that stops after the first line and goes on from its token must see the second one.
+    lines = ctl("events", "--once", "--since", "t0", "-o", "jsonl").lines
+    assert [line["resumeToken"] for line in lines] == ["t0", "t2"]
 
 
 def test_events_end_at_the_time_limit_with_124(ctl: Ctl, server: ScriptedServer) -> None:

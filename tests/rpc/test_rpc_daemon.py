@@ -152,7 +152,7 @@ async def test_errors_of_a_real_daemon(channel: grpc.aio.Channel) -> None:
     guests: Any = guest_service_pb2_grpc.GuestServiceStub(channel)
     await _created(channel)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await guests.StartGuest(gs.StartGuestRequest(name=GUEST))
+        await guests.DeleteGuest(gs.DeleteGuestRequest(name=GUEST))
     record = error_of(caught.value)
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     assert record.reason == "INVALID_STATE"

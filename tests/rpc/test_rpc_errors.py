@@ -45,7 +45,7 @@ UNKNOWN = cast("Any", 77)
 
 @pytest.fixture
 async def daemon(tmp_path: Path) -> AsyncIterator[Running]:
-    async with running(tmp_path, max_call_s=0.2, max_concurrent_calls=3) as made:
+    async with running(tmp_path, max_concurrent_calls=3) as made:
         made.fakes.guests_by_name[GUEST] = guest()
         yield made
 
@@ -305,14 +305,15 @@ async def test_a_defect_shows_its_id_and_not_its_text(daemon: Running, error: Ba
     assert daemon.fakes.audited[0]["outcome"] == "INTERNAL_ERROR"
 
 
-async def test_a_call_without_a_deadline_is_bounded(daemon: Running) -> None:
+async def test_a_call_without_a_deadline_is_bounded(tmp_path: Path) -> None:
     async def hang(*_arguments: Any) -> None:
         await asyncio.sleep(60)
 
-    daemon.fakes.hooks["hosts.probe"] = hang
-    failure = await _fails(daemon, f"{V}HostService/ProbeHost", host_pb2.ProbeHostRequest(name="hosts/a"))
-    assert failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert error_of(failure).reason == "DEADLINE_EXCEEDED"
+    async with running(tmp_path, max_call_s=0.2) as daemon:
+        daemon.fakes.hooks["hosts.probe"] = hang
+        failure = await _fails(daemon, f"{V}HostService/ProbeHost", host_pb2.ProbeHostRequest(name="hosts/a"))
+        assert failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert error_of(failure).reason == "DEADLINE_EXCEEDED"
 
 
 async def test_a_timeout_inside_a_service_is_a_defect_not_the_callers_deadline(daemon: Running) -> None:

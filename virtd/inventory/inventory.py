@@ -11,15 +11,29 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
 
+import structlog
+
 from virtd.backend.api import GuestSummary, NativeGuest
-from virtd.errors import GUEST_NOT_FOUND, HOST_NOT_FOUND, NotFoundError
+from virtd.errors import GUEST_EXISTS, GUEST_NOT_FOUND, HOST_NOT_FOUND, AlreadyExistsError, NotFoundError
 from virtd.events import EventLog
+from virtd.inventory.records import (
+    CODEC,
+    Encoders,
+    GuestView,
+    edited,
+    fresh,
+    upsert,
+    weaker,
+    with_state,
+    without_counters,
+)
 from virtd.inventory.rules import allowed_actions
 from virtd.model.event import EventType
 from virtd.model.guest import (
@@ -38,34 +52,11 @@ from virtd.model.host import Host
 from virtd.model.metrics import GuestMetrics
 from virtd.model.names import GuestName, parse_guest, slug
 from virtd.model.operation import Operation
-from virtd.store import Codec, Database
+from virtd.store import Database
 
-_CODEC: Final = Codec(Guest)
+log = structlog.get_logger(__name__)
+
 _RUNNING: Final = (GuestState.RUNNING, GuestState.PAUSED)
-
-
-@dataclass(frozen=True, slots=True)
-class Encoders:
-    """How records become protobuf bytes; given by the edge, so that the inventory knows no protobuf."""
-
-    guest: Callable[[Guest], bytes]
-    operation: Callable[[Operation], bytes]
-    host: Callable[[Host], bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class GuestView:
-    """A guest as it is now, and its encoding."""
-
-    guest: Guest
-    encoded: bytes
-    owned_volumes: tuple[str, ...] = ()
-    """Names of the volumes that virtd created for it (``pool/volume``)."""
-
-    @property
-    def key(self) -> GuestName:
-        """Its parsed name."""
-        return parse_guest(self.guest.name)
 
 
 class Inventory:
@@ -79,24 +70,46 @@ class Inventory:
         self._names: dict[tuple[str, str], UUID] = {}
         self._by_host: dict[str, set[UUID]] = {}
         self._hosts: dict[str, Host] = {}
+        self._dormant: dict[str, list[GuestView]] = {}
+        """The last picture of guests whose host is not there (any more, or yet)."""
+        self._settled = False
+        self._elsewhere: set[tuple[str, UUID]] = set()
         self.metrics: dict[UUID, GuestMetrics] = {}
         """The last sample of each guest that runs."""
 
     def load(self) -> None:
-        """Read the last picture from the store.  Everything in it is stale until its host answers."""
+        """Read the last picture from the store.
+
+        A guest shows when its host is put, and is stale until the host answers.
+        """
         rows = self._database.read_now(
             lambda connection: connection.execute("SELECT record, owned_volumes FROM guests").fetchall()
         )
         now = datetime.now(UTC)
         for record, owned in rows:
-            guest = _CODEC.decode(record)
+            guest = CODEC.decode(record)
             status = replace(
                 guest.status,
                 stale_since=guest.status.stale_since or now,
-                presence=_weaker(guest.status.presence),
+                presence=weaker(guest.status.presence),
                 current_operations=(),
             )
-            self._index(GuestView(*self._encode(replace(guest, status=status)), tuple(json.loads(owned))))
+            view = GuestView(*self._encode(replace(guest, status=status)), tuple(json.loads(owned)))
+            self._dormant.setdefault(view.key.host, []).append(view)
+
+    def settle(self) -> None:
+        """All hosts of the start are put: guests of others are not shown.
+
+        What virtd knows of the guests that it manages is kept for the day when the host is back.
+        """
+        self._settled = True
+        for host_id, views in list(self._dormant.items()):
+            for view in views:
+                self._tell_removed(view)
+                if view.guest.status.origin is Origin.FOREIGN:
+                    self._delete_row(view.guest.uid)
+            self._dormant[host_id] = [view for view in views if view.guest.status.origin is Origin.MANAGED]
+            self._events.emit(EventType.HOST_REMOVED, f"hosts/{host_id}")
 
     # ------------------------------------------------------------------------------------ reading
 
@@ -133,11 +146,11 @@ class Inventory:
         host = self._hosts.get(host_id)
         if host is None:
             raise NotFoundError(HOST_NOT_FOUND, f"there is no host {host_id}", resource=f"hosts/{host_id}")
-        return host
+        return replace(host, guest_count=len(self._by_host.get(host_id, ())))
 
     def hosts(self) -> list[Host]:
         """All hosts, by name."""
-        return [self._hosts[key] for key in sorted(self._hosts)]
+        return [self.host(key) for key in sorted(self._hosts)]
 
     def encoded_host(self, host: Host) -> bytes:
         """A host's protobuf bytes."""
@@ -149,9 +162,13 @@ class Inventory:
         """Add or change a host; guests' allowed actions follow its capabilities."""
         host_id = host.name.removeprefix("hosts/")
         old = self._hosts.get(host_id)
+        for view in self._dormant.pop(host_id, ()):
+            self._index(view)
+            if self._settled:
+                self._emit(EventType.GUEST_ADDED, view, {"state": view.guest.status.state.value})
         host = replace(host, guest_count=len(self._by_host.get(host_id, ())))
         self._hosts[host_id] = host
-        if old is None or replace(old, last_contact_time=None) != replace(host, last_contact_time=None):
+        if old is None or without_counters(old) != without_counters(host):
             self._events.emit(
                 EventType.HOST_ADDED if old is None else EventType.HOST_CHANGED,
                 host.name,
@@ -179,107 +196,148 @@ class Inventory:
                     status=replace(
                         guest.status,
                         stale_since=guest.status.stale_since or since,
-                        presence=_weaker(guest.status.presence),
+                        presence=weaker(guest.status.presence),
                     ),
                 ),
             )
 
     # ---------------------------------------------------------------------------- managed guests
 
-    async def reserve(self, guest: Guest) -> GuestView:
-        """Write down a guest that virtd is about to create, before it exists.
+    def reserve(self, guest: Guest) -> GuestView:
+        """Show a guest that virtd is about to create, before it exists.
 
-        Idempotent by uid.  Durable when it returns.
+        Idempotent by uid.
+
+        :raises AlreadyExistsError: GUEST_EXISTS, somebody else has used the name meanwhile.
         """
         known = self._views.get(guest.uid)
         if known is not None:
             return known
-        view = self._put(guest, EventType.GUEST_ADDED, {"state": guest.status.state.value})
-        await self._database.write(lambda _connection: None)  # the row above is on disk after this
-        return view
+        name = parse_guest(guest.name)
+        if (name.host, name.guest) in self._names:
+            raise AlreadyExistsError(
+                GUEST_EXISTS, f"there is a guest {name.guest} on {name.host} already", resource=guest.name
+            )
+        return self._put(guest, EventType.GUEST_ADDED, {"state": guest.status.state.value})
 
     def own_volumes(self, uid: UUID, volumes: Sequence[str]) -> None:
         """Write down which volumes belong to a guest; durable with the next write."""
-        view = self._views[uid]
+        view = self._views.get(uid)
+        if view is None:
+            return  # its host was removed
         self._views[uid] = replace(view, owned_volumes=tuple(volumes))
         text = json.dumps(list(volumes))
         self._database.submit(
             lambda connection: connection.execute("UPDATE guests SET owned_volumes = ? WHERE uid = ?", (text, str(uid)))
         )
 
-    def change(self, uid: UUID, edit: Callable[[Guest], Guest]) -> GuestView:
+    async def change(self, uid: UUID, edit: Callable[[Guest], Guest]) -> GuestView:
         """Change what the user owns (spec, labels, annotations, origin ...): a new generation and etag.
 
-        :raises KeyError: the guest is not known.
-        """
-        view = self._views[uid]
-        edited = edit(view.guest)
-        edited = replace(
-            edited,
-            generation=view.guest.generation + 1,
-            etag=f"{view.guest.generation + 1}-{uid.hex[:8]}",
-            update_time=datetime.now(UTC),
-        )
-        return self._put(edited, EventType.GUEST_CHANGED, {"state": edited.status.state.value})
+        Durable when it returns.
 
-    def forget(self, uid: UUID) -> None:
-        """The guest is gone for good.  Idempotent."""
+        :param edit: pure; it may be called twice.
+        :raises NotFoundError: GUEST_NOT_FOUND, the guest is gone.
+        :raises ResourceExhaustedError: STORAGE_FULL; nothing was changed.
+        """
+        # First on disk, then for all to see: a change that the disk refuses has not happened.
+        await self._database.write(upsert(replace(self._known(uid), guest=edited(self._known(uid).guest, edit))))
+        guest = edited(self._known(uid).guest, edit)
+        return self._put(guest, EventType.GUEST_CHANGED, {"state": guest.status.state.value})
+
+    def _known(self, uid: UUID) -> GuestView:
+        view = self._views.get(uid)
+        if view is None:
+            raise NotFoundError(GUEST_NOT_FOUND, "the guest is gone")
+        return view
+
+    def forget(self, uid: UUID) -> Future[None] | None:
+        """The guest is gone for good.  Idempotent.
+
+        :returns: resolves when that is durable; None if it was not known.
+        """
         view = self._views.pop(uid, None)
         if view is None:
-            return
+            return None
         name = view.key
-        self._names.pop((name.host, name.guest), None)
+        if self._names.get((name.host, name.guest)) == uid:
+            del self._names[name.host, name.guest]
         self._by_host[name.host].discard(uid)
         self.metrics.pop(uid, None)
-        self._database.submit(lambda connection: connection.execute("DELETE FROM guests WHERE uid = ?", (str(uid),)))
+        # The event goes first: a crash between the two must not lose it.
+        self._tell_removed(view)
+        return self._delete_row(uid)
+
+    def _tell_removed(self, view: GuestView) -> None:
         self._events.emit(
             EventType.GUEST_REMOVED,
             view.guest.name,
-            uid=str(uid),
+            uid=str(view.guest.uid),
             attributes={"previous_state": view.guest.status.state.value},
         )
 
+    def _delete_row(self, uid: UUID) -> Future[None]:
+        def delete(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM guests WHERE uid = ?", (str(uid),))
+
+        return self._database.submit(delete)
+
     # ---------------------------------------------------------------------- what the hosts report
 
-    def observe_list(self, host_id: str, summaries: Sequence[GuestSummary]) -> list[UUID]:
+    def observe_list(
+        self, host_id: str, summaries: Sequence[GuestSummary], moved: Collection[UUID] = frozenset()
+    ) -> list[UUID]:
         """A complete list of a host: add what is new, update states, notice what is gone.
 
+        The list is as old as its question.  So nothing is believed of it that would take something
+        back: guests that it lacks, or shows in another state, are only named for a closer look.
+
+        :param moved: guests of which the host has reported something since the list was asked for.
         :returns: guests of which more should be read.
         """
         wanted: list[UUID] = []
-        present = {summary.uuid for summary in summaries}
         for summary in summaries:
-            view = self._views.get(summary.uuid)
-            if view is None or view.key.host != host_id:
-                self._add_foreign(host_id, summary.uuid, summary.name, summary.state, summary.native_state)
-                wanted.append(summary.uuid)
+            uid = summary.uuid
+            if self._belongs_elsewhere(host_id, uid):
                 continue
-            # A list may be a moment older than an event that came meanwhile: the guest is read again.
-            if view.guest.status.state is not summary.state or view.guest.status.stale_since is not None:
-                wanted.append(summary.uuid)
-            self._update(summary.uuid, _fresh)
-        for uid in set(self._by_host.get(host_id, ())) - present:
-            self.observe_absent(host_id, uid)
+            view = self._views.get(uid)
+            if uid in moved:
+                wanted.append(uid)
+            elif view is None:
+                self._add_foreign(host_id, uid, summary.name, summary.state, summary.native_state)
+                wanted.append(uid)
+            else:
+                if view.guest.status.state is not summary.state or view.guest.status.presence is not Presence.PRESENT:
+                    wanted.append(uid)
+                self._update(uid, fresh)
+        for uid in self._by_host.get(host_id, set()) - {summary.uuid for summary in summaries}:
+            status = self._views[uid].guest.status
+            if status.presence is not Presence.ABSENT or status.stale_since is not None:
+                wanted.append(uid)
         return wanted
 
     def observe_state(
         self, host_id: str, uid: UUID, state: GuestState, *, reason: str = "", native_state: str = "", name: str = ""
     ) -> None:
         """The host said in which state a guest is."""
+        if self._belongs_elsewhere(host_id, uid):
+            return
         view = self._views.get(uid)
         if view is None:
             self._add_foreign(host_id, uid, name or str(uid), state, native_state)
             return
-        self._update(uid, lambda guest: _with_state(_fresh(guest), state, reason, native_state))
+        self._update(uid, lambda guest: with_state(fresh(guest), state, reason, native_state))
 
     def observe(self, host_id: str, native: NativeGuest) -> None:
         """The host described a guest in full."""
+        if self._belongs_elsewhere(host_id, native.uuid):
+            return
         if native.uuid not in self._views:
             self._add_foreign(host_id, native.uuid, native.name, native.state, native.native_state)
 
         def merge(guest: Guest) -> Guest:
             managed = guest.status.origin is Origin.MANAGED
-            guest = _with_state(_fresh(guest), native.state, native.state_reason, native.native_state)
+            guest = with_state(fresh(guest), native.state, native.state_reason, native.native_state)
             status = replace(
                 guest.status,
                 disks=native.disks,
@@ -313,7 +371,7 @@ class Inventory:
 
         def gone(guest: Guest) -> Guest:
             guest = replace(guest, status=replace(guest.status, presence=Presence.ABSENT, stale_since=None))
-            return guest if creating else _with_state(guest, GuestState.STOPPED, "UNDEFINED_OUTSIDE", "")
+            return guest if creating else with_state(guest, GuestState.STOPPED, "UNDEFINED_OUTSIDE", "")
 
         self._update(uid, gone)
 
@@ -364,12 +422,25 @@ class Inventory:
 
     # ------------------------------------------------------------------------------------- inside
 
+    def _belongs_elsewhere(self, host_id: str, uid: UUID) -> bool:
+        """Whether a host speaks of a guest that is another host's.
+
+        One UUID is one guest.  Where two hosts have it (a copied disk and definition, or one hypervisor
+        that is configured twice), the first keeps it, so that it does not change hosts with every list.
+        """
+        view = self._views.get(uid)
+        if view is None or view.key.host == host_id:
+            return False
+        status = view.guest.status
+        if status.origin is Origin.FOREIGN and (status.stale_since is not None or status.presence is Presence.ABSENT):
+            self.forget(uid)  # it has moved
+            return False
+        if (host_id, uid) not in self._elsewhere:
+            self._elsewhere.add((host_id, uid))
+            log.warning("guest_known_elsewhere", host=host_id, uid=str(uid), guest=view.guest.name)
+        return True
+
     def _add_foreign(self, host_id: str, uid: UUID, name: str, state: GuestState, native_state: str) -> None:
-        known = self._views.get(uid)
-        if known is not None:  # seen on another host before: it has moved, or two hosts share a UUID
-            if known.guest.status.origin is Origin.MANAGED:
-                return
-            self.forget(uid)
         guest_id = slug(name)
         if (host_id, guest_id) in self._names:
             guest_id = f"{guest_id[:90]}-{uid.hex[:8]}"
@@ -417,9 +488,13 @@ class Inventory:
         known = self._views.get(guest.uid)
         view = GuestView(*self._encode(guest), known.owned_volumes if known else ())
         self._index(view)
-        self._events.emit(type_, guest.name, uid=str(guest.uid), payload=view.encoded, attributes=attributes)
-        self._persist(view)
+        self._emit(type_, view, attributes)
+        self._database.submit(upsert(view))
         return view
+
+    def _emit(self, type_: EventType, view: GuestView, attributes: Mapping[str, str]) -> None:
+        guest = view.guest
+        self._events.emit(type_, guest.name, uid=str(guest.uid), payload=view.encoded, attributes=attributes)
 
     def _derive(self, guest: Guest) -> Guest:
         host = self._hosts.get(parse_guest(guest.name).host)
@@ -439,50 +514,3 @@ class Inventory:
         self._views[view.guest.uid] = view
         self._names[name.host, name.guest] = view.guest.uid
         self._by_host.setdefault(name.host, set()).add(view.guest.uid)
-
-    def _persist(self, view: GuestView) -> None:
-        name, guest = view.key, view.guest
-        row = (
-            str(guest.uid),
-            name.host,
-            name.guest,
-            int(guest.status.origin is Origin.MANAGED),
-            _CODEC.encode(guest),
-            json.dumps(list(view.owned_volumes)),
-        )
-
-        def upsert(connection: sqlite3.Connection) -> None:
-            connection.execute("DELETE FROM guests WHERE host = ? AND id = ? AND uid != ?", (row[1], row[2], row[0]))
-            connection.execute("INSERT OR REPLACE INTO guests VALUES (?, ?, ?, ?, ?, ?)", row)
-
-        self._database.submit(upsert)
-
-
-def _weaker(presence: Presence) -> Presence:
-    return presence if presence is Presence.ABSENT else Presence.UNKNOWN
-
-
-def _fresh(guest: Guest) -> Guest:
-    if guest.status.stale_since is None and guest.status.presence is Presence.PRESENT:
-        return guest
-    return replace(guest, status=replace(guest.status, stale_since=None, presence=Presence.PRESENT))
-
-
-def _with_state(guest: Guest, state: GuestState, reason: str, native_state: str) -> Guest:
-    status = guest.status
-    if status.state is state:
-        # The same state seen again by a list or a read, which know less of the why than an event.
-        reason = status.state_reason if status.state_reason != "CREATING" else reason
-        return replace(
-            guest, status=replace(status, state_reason=reason, native_state=native_state or status.native_state)
-        )
-    return replace(
-        guest,
-        status=replace(
-            status,
-            state=state,
-            state_reason=reason,
-            native_state=native_state,
-            state_change_time=datetime.now(UTC),
-        ),
-    )

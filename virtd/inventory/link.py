@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
@@ -18,7 +18,15 @@ from uuid import UUID
 
 import structlog
 
-from virtd.backend.api import Backend, Facets, HostConfig, HostSession, NativeEvent, NativeEventType
+from virtd.backend.api import (
+    Backend,
+    EventSourceFacet,
+    Facets,
+    HostConfig,
+    HostSession,
+    NativeEvent,
+    NativeEventType,
+)
 from virtd.backend.capabilities import EVENTS, complete, emulated
 from virtd.errors import (
     BACKEND_ERROR,
@@ -43,6 +51,11 @@ Prepare = Callable[[HostConfig], Awaitable[HostConfig]]
 """What must happen before a host can be opened; gives the configuration to open it with."""
 DETAIL_PARALLEL: Final = 4
 """How many guests are read in full at the same time."""
+CLEAN_UP_S: Final = 5.0
+"""So long a call that was given up may take to clean up; then it is left to itself."""
+RESUBSCRIBE_S: Final = 1.0
+PROBE_AGAIN_S: Final = 15.0
+"""How long after a probe that failed the next one is tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +92,7 @@ class HostLink:
         self._task: asyncio.Task[None] | None = None
         self._children: set[asyncio.Task[Any]] = set()
         self._facts = asyncio.Event()
+        self._connecting = asyncio.Lock()
         self._settled = asyncio.Event()
         self._marks: dict[UUID, int] = {}
         self._detail_slots = asyncio.Semaphore(DETAIL_PARALLEL)
@@ -113,10 +127,12 @@ class HostLink:
 
     async def stop(self) -> None:
         """Let go of the host; guests run on.  Idempotent."""
+        self._readiness.stop()
         tasks = [task for task in (self._task, *self._children) if task is not None]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:  # bounded: a call that does not let itself be cancelled must not keep the daemon
+            await asyncio.wait(tasks, timeout=CLEAN_UP_S + 1.0)
         session, self._session = self._session, None
         if session is not None:
             with contextlib.suppress(Exception):
@@ -157,7 +173,8 @@ class HostLink:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._facts.wait(), timeout_s)
         if not self._facts.is_set():
-            raise self._unreachable("the probe of the host has not ended")
+            error = self.host.last_error
+            raise self._unreachable(error.message if error is not None else "the probe of the host has not ended")
         return self.host.facts
 
     async def settled(self, timeout_s: float) -> bool:
@@ -169,24 +186,35 @@ class HostLink:
     async def call(self, work: Coroutine[Any, Any, T], *, timeout_s: float | None = None) -> T:
         """Await a session's call with a time limit, and turn strangers' exceptions into contract errors.
 
+        A call that does not end when it is told to is left to itself: it costs its own resources only.
+
         :raises VirtdError: what the call raised; HOST_UNREACHABLE when the time is over;
             BACKEND_ERROR for anything that is not a contract error.
         """
-        try:
-            name = getattr(work, "__qualname__", "call").rpartition(".")[2]
-            with tracing.span(f"backend {name}", host=self.id):
-                return await asyncio.wait_for(work, timeout_s or self.config.call_timeout_s + 5.0)
-        except VirtdError:
-            raise
-        except TimeoutError:
-            raise self._unreachable("the call was not answered in time") from None
-        except Exception as error:
-            log.exception("backend_defect", host=self.id)
-            raise InternalError(
-                BACKEND_ERROR,
-                f"the backend {self.backend.descriptor.id} hit a defect ({type(error).__name__})",
-                resource=f"hosts/{self.id}",
-            ) from error
+        name = getattr(work, "__qualname__", "call").rpartition(".")[2]
+        limit = self.config.call_timeout_s + 5.0 if timeout_s is None else timeout_s
+        with tracing.span(f"backend {name}", host=self.id):
+            task = asyncio.create_task(work, name=f"{self.id} {name}")
+            try:
+                await asyncio.wait({task}, timeout=limit)
+            finally:  # also when the waiting itself is cancelled
+                if not task.done():
+                    task.cancel()
+                    self._keep(task)
+                    await asyncio.wait({task}, timeout=CLEAN_UP_S)
+            if not task.done() or task.cancelled():
+                raise self._unreachable("the call was not answered in time")
+            try:
+                return task.result()
+            except VirtdError:
+                raise
+            except Exception as error:
+                log.exception("backend_defect", host=self.id, call=name)
+                raise InternalError(
+                    BACKEND_ERROR,
+                    f"the backend {self.backend.descriptor.id} hit a defect ({type(error).__name__})",
+                    resource=f"hosts/{self.id}",
+                ) from error
 
     async def probe(self) -> Host:
         """Probe the host now.
@@ -207,8 +235,11 @@ class HostLink:
             try:
                 native = await self.call(self.session.get_guest(uid))
             except NotFoundError:
-                self._inventory.observe_absent(self.id, uid)
-                return
+                if self._marks.get(uid, 0) == mark:
+                    self._inventory.observe_absent(self.id, uid)
+                    self._marks.pop(uid, None)
+                    return
+                continue
             if self._marks.get(uid, 0) == mark:  # no event overtook the answer
                 self._inventory.observe(self.id, native)
                 return
@@ -222,11 +253,8 @@ class HostLink:
         marks = dict(self._marks)
         summaries = await self.call(self.session.list_guests())
         # What an event has changed since the list was asked for is known better already.
-        unmoved = [s for s in summaries if self._marks.get(s.uuid, 0) == marks.get(s.uuid, 0)]
-        if len(unmoved) == len(summaries):
-            wanted = self._inventory.observe_list(self.id, summaries)
-        else:
-            wanted = [s.uuid for s in summaries]
+        moved = {uid for uid in {*marks, *self._marks} if self._marks.get(uid, 0) != marks.get(uid, 0)}
+        wanted = self._inventory.observe_list(self.id, summaries, moved)
         await asyncio.gather(*(self._refresh_quietly(uid) for uid in wanted))
         self.on_resync(time.monotonic() - started, len(wanted))
 
@@ -236,23 +264,15 @@ class HostLink:
         delay = RETRY_FIRST_S
         while self._session is None:
             try:
-                session = await asyncio.wait_for(self._open(), self._options.open_timeout_s)
-            except TimeoutError:
-                self._lost(self._unreachable("opening the connection took too long"))
+                self._session = await self.call(self._open(), timeout_s=self._options.open_timeout_s)
             except VirtdError as error:
                 self._lost(error)
-            except Exception as error:
-                log.exception("backend_defect", host=self.id)
-                self._lost(InternalError(BACKEND_ERROR, f"the backend hit a defect: {type(error).__name__}: {error}"))
-            else:
-                self._session = session
-                break
-            await asyncio.sleep(delay * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
-            delay = min(delay * 2, RETRY_MAX_S)
+                await asyncio.sleep(delay * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
+                delay = min(delay * 2, RETRY_MAX_S)
         source = self._session.facets.event_source
         if source is not None:
             # Subscribed before the first list: nothing can fall between them.
-            self._spawn(self._consume(source.events()))
+            self._spawn(self._consume(source, source.events()))
         self._connected()
         await self._periodically(source is not None)
 
@@ -263,26 +283,35 @@ class HostLink:
         return await self.backend.open(self.config)
 
     async def _periodically(self, has_events: bool) -> None:
-        interval = self._options.resync_s if has_events else self._options.poll_s
-        last_metrics = 0.0
-        last_resync = time.monotonic()
-        last_probe = 0.0
+        due = {"resync": time.monotonic() + (self._options.resync_s if has_events else self._options.poll_s)}
         while True:
-            await asyncio.sleep(min(self._options.readiness_s, interval, self._options.metrics_s))
+            await asyncio.sleep(min(self._options.readiness_s, self._options.resync_s, self._options.metrics_s))
+            try:
+                await self._tick(has_events, due)
+            except UnavailableError:
+                pass  # noted by who found it out
+            except Exception:
+                log.exception("link_defect", host=self.id)
+
+    async def _tick(self, has_events: bool, due: dict[str, float]) -> None:
+        def is_due(what: str, every_s: float) -> bool:
             now = time.monotonic()
-            if self.host.state is not HostState.CONNECTED:
-                if now - last_probe >= self._options.poll_s:
-                    last_probe = now
-                    await self._try_again()
-                continue
-            with contextlib.suppress(UnavailableError):
-                if now - last_resync >= interval:
-                    last_resync = now
-                    await self._resync_or_lose()
-                if now - last_metrics >= self._options.metrics_s:
-                    last_metrics = now
-                    self._spawn(self._sample())
-                await self._readiness.check()
+            if now < due.get(what, 0.0):
+                return False
+            due[what] = now + every_s
+            return True
+
+        if self.host.state is not HostState.CONNECTED:
+            if is_due("contact", self._options.poll_s):
+                await self._try_again()
+            return
+        if is_due("resync", self._options.resync_s if has_events else self._options.poll_s):
+            await self._resync_or_lose()
+        if is_due("metrics", self._options.metrics_s):
+            self._spawn(self._sample())
+        if not self._facts.is_set() and not self._connecting.locked() and is_due("probe", PROBE_AGAIN_S):
+            self._spawn(self._after_connect())
+        await self._readiness.check()
 
     async def _try_again(self) -> None:
         """Ask whether the host is back: without events nobody tells, and a session may have missed it."""
@@ -310,18 +339,18 @@ class HostLink:
         self._spawn(self._after_connect())
 
     async def _after_connect(self) -> None:
-        try:
-            await self.resync()
-            self._settled.set()
-            self._put_facts(await self.call(self.session.probe(), timeout_s=90.0))
-        except VirtdError as error:
-            if isinstance(error, UnavailableError):
+        async with self._connecting:
+            try:
+                await self.resync()
+                self._settled.set()
+                self._put_facts(await self.call(self.session.probe(), timeout_s=90.0))
+            except UnavailableError as error:
                 self._lost(error)
-            else:
+            except VirtdError as error:
                 log.warning("probe_failed", host=self.id, error=error.message)
                 self._inventory.put_host(replace(self.host, last_error=error.record))
-        finally:
-            self._settled.set()
+            finally:
+                self._settled.set()
 
     def _lost(self, error: VirtdError) -> None:
         now = datetime.now(UTC)
@@ -350,22 +379,25 @@ class HostLink:
 
     # -------------------------------------------------------------------------------------- events
 
-    async def _consume(self, events: Any) -> None:
-        try:
-            async for event in events:
-                self._handle(event)
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            # The safety net is the resync; but a broken event source is a defect worth a trace.
-            log.exception("event_source_failed", host=self.id)
+    async def _consume(self, source: EventSourceFacet, events: AsyncIterator[NativeEvent]) -> None:
+        while True:
+            try:
+                async for event in events:
+                    self._handle(event)
+                return  # the session was closed
+            except Exception:
+                log.exception("event_source_failed", host=self.id)
+            await asyncio.sleep(RESUBSCRIBE_S)
+            events = source.events()
+            with contextlib.suppress(UnavailableError):
+                await self._resync_or_lose()  # what was missed
 
     def _handle(self, event: NativeEvent) -> None:
         match event.type:
             case NativeEventType.CONNECTED:
                 if self.host.state is not HostState.CONNECTED:
                     self.on_reconnected()
-                    self._connected()
+                self._connected()  # also if it was found out before: events may have been lost until now
             case NativeEventType.DISCONNECTED:
                 self._lost(self._unreachable(event.detail or "the connection was lost"))
             case _ if event.uuid is None:
@@ -408,19 +440,33 @@ class HostLink:
                 log.warning("guest_unreadable", host=self.id, uid=str(uid), error=error.message)
 
     async def _sample(self) -> None:
-        metrics = self.facets.metrics
-        if metrics is not None:
-            started = time.monotonic()
-            try:
+        started = time.monotonic()
+        try:
+            metrics = self.facets.metrics
+            if metrics is not None:
                 self._inventory.observe_metrics(self.id, await self.call(metrics.sample_guests()))
                 self.on_sampled(time.monotonic() - started)
-            except VirtdError as error:
-                log.info("metrics_unavailable", host=self.id, error=error.message)
+        except VirtdError as error:
+            log.info("metrics_unavailable", host=self.id, error=error.message)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
+        self._keep(task)
+        task.add_done_callback(self._report)
+
+    def _keep(self, task: asyncio.Task[Any]) -> None:
+        """Hold on to a task until it ends."""
         self._children.add(task)
-        task.add_done_callback(self._children.discard)
+        task.add_done_callback(self._discard)
+
+    def _discard(self, task: asyncio.Task[Any]) -> None:
+        self._children.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen
+
+    def _report(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("link_defect", host=self.id, exc_info=error)
 
     def _unreachable(self, why: str = "") -> UnavailableError:
         error = None

@@ -2,26 +2,39 @@
 
 Events start a check at once; a slow poll is the safety net.  A guest whose agent is stuck costs one
 bounded call now and then, and never delays another guest.
+
+Guests that virtd does not manage are left alone: a call to an agent is felt inside the guest, and can
+be in the way of those who use it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
+import structlog
+
 from virtd.errors import AGENT_NOT_CONFIGURED, VirtdError
-from virtd.inventory.inventory import GuestView, Inventory
-from virtd.model.guest import ConditionStatus, ConditionType, GuestState
+from virtd.inventory.inventory import Inventory
+from virtd.inventory.records import GuestView
+from virtd.model.guest import ConditionStatus, ConditionType, GuestState, Origin
 
 if TYPE_CHECKING:
     from virtd.inventory.link import HostLink
+
+log = structlog.get_logger(__name__)
 
 PARALLEL: Final = 4
 CHECK_TIMEOUT_S: Final = 10.0
 SETTLED_EVERY_S: Final = 30.0
 """How often a guest that is ready is looked at again (its addresses may change)."""
+YOUNG_S: Final = 180.0
+"""So long after its start a guest is expected to become ready, and is looked at with every poll."""
+OVERDUE_EVERY_S: Final = 15.0
+"""How often one is looked at that is not ready by then."""
 
 
 class Readiness:
@@ -40,12 +53,17 @@ class Readiness:
         now = time.monotonic()
         for view in self._inventory.guests(self._link.id):
             uid = view.guest.uid
-            if view.guest.status.state is not GuestState.RUNNING:
+            if not _checkable(view):
                 self._next.pop(uid, None)
             elif uid not in self._busy and self._next.get(uid, 0.0) <= now:
                 task = asyncio.create_task(self.check_guest(uid))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+
+    def stop(self) -> None:
+        """End all checks."""
+        for task in self._tasks:
+            task.cancel()
 
     async def check_guest(self, uid: UUID) -> None:
         """Check one guest; at most one check of it at a time."""
@@ -55,14 +73,16 @@ class Readiness:
         try:
             async with self._slots:
                 view = self._inventory.by_uid(uid)
-                if view is None or view.guest.status.state is not GuestState.RUNNING:
+                if view is None or not _checkable(view):
                     return
                 ready = await self._agent(view)
                 addressed = await self._addresses(view)
                 settled = ready is not False and addressed is not False
-                self._next[uid] = time.monotonic() + (SETTLED_EVERY_S if settled else 0.0)
+                self._next[uid] = time.monotonic() + (SETTLED_EVERY_S if settled else _patience(view))
         except VirtdError:
             pass  # the host went away; its guests are stale now
+        except Exception:
+            log.exception("readiness_defect", host=self._link.id, uid=str(uid))
         finally:
             self._busy.discard(uid)
 
@@ -105,3 +125,14 @@ class Readiness:
     def _running(self, uid: UUID) -> bool:
         view = self._inventory.by_uid(uid)
         return view is not None and view.guest.status.state is GuestState.RUNNING
+
+
+def _checkable(view: GuestView) -> bool:
+    status = view.guest.status
+    return status.state is GuestState.RUNNING and status.origin is Origin.MANAGED
+
+
+def _patience(view: GuestView) -> float:
+    since = view.guest.status.state_change_time
+    young = since is None or (datetime.now(UTC) - since).total_seconds() < YOUNG_S
+    return 0.0 if young else OVERDUE_EVERY_S

@@ -284,15 +284,17 @@ class HostConnections:
                 f"opening {self.uri} took longer than {self.call_timeout_s:g} s", call="virConnectOpenAuth"
             )
             raise self._last_error
-        opener, *others = done
         self._openers.difference_update(done)
-        for other in others:
-            _discard(other)
+        opener, *others = sorted(done, key=lambda found: found.exception() is not None)
         try:
             link = opener.result()
         except VirtdError as error:
             self._last_error = error
             raise
+        # One is enough: a second one would report every event twice.
+        for other in (*others, *self._openers):
+            _discard(other)
+        self._openers.clear()
         self._main = link
         self._generation += 1
         link.generation = self._generation

@@ -95,9 +95,9 @@ class Guests:
             _describe,
         )
 
-    async def state(self, uuid: UUID) -> State:
+    async def state(self, uuid: UUID, *, timeout_s: float | None = None) -> State:
         """The state now."""
-        return await self.on_domain(uuid, "virDomainGetState", native_state)
+        return await self.on_domain(uuid, "virDomainGetState", native_state, timeout_s=timeout_s)
 
     async def define(self, uuid: UUID, name: str, xml: str) -> Description:
         """Define, or redefine the guest of this UUID, and describe it.  All or nothing.
@@ -146,8 +146,8 @@ class Guests:
     async def start(self, uuid: UUID, context: CallContext) -> None:
         """Start it, or restore it from its saved state.  Idempotent.
 
-        A start can take long (memory is read back), so only keep-alive and the operation's own
-        deadline limit it.
+        A start can take long (memory is read back), so only keep-alive limits it.  Once begun it is not
+        cancelled: a guest that was just restored has no saved state any more that it could go back to.
         """
         context.checkpoint()
 

@@ -46,6 +46,8 @@ _CHANGES: Final = {
 
 # Where the state after the event has to be asked for: see states.state_after.
 _ASK: Final = frozenset({"SAVED", "FAILED"})
+# All later events wait for the answer.
+_ASK_S: Final = 2.0
 
 
 class EventSource:
@@ -100,7 +102,7 @@ class EventSource:
         if event.type is not NativeEventType.GUEST_STATE or event.reason not in _ASK or event.uuid is None:
             return event
         try:
-            found = await self._guests.state(event.uuid)
+            found = await self._guests.state(event.uuid, timeout_s=_ASK_S)
         except NotFoundError:
             # A transient guest is gone with its process; then FAILED can only have been a crash.
             return event if event.reason == "FAILED" else replace(event, state=GuestState.STOPPED)

@@ -248,7 +248,7 @@ class PrivateLibvirt:
         settings.mkdir(parents=True, exist_ok=True)
         if not self._root:
             self._link_config_home()
-        self.directory.chmod(0o711 if self._root else 0o700)
+        self.directory.chmod(0o700)
         uuid_file = self.directory / "host_uuid"
         if not uuid_file.exists():
             # Kept: migration and guests tell hosts apart by it, also after a restart.

@@ -143,7 +143,7 @@ def once(
         async def work() -> R:
             return await method(self, call, *args, **kwargs)
 
-        return await self._core.engine.once(call.caller, call.request_id, call.fingerprint, work)  # noqa: SLF001 - the method's own
+        return await self._core.engine.once(call.caller, call.request_id, call.fingerprint, work)
 
     return wrapper
 

@@ -15,6 +15,7 @@ from virtd.libvirt.connections import parse_uri
 from virtd.libvirt.private import PrivateLibvirt
 from virtd_kvm import capabilities
 from virtd_kvm.designer import OPTIONS
+from virtd_kvm.places import OPTION as POOL_DIRECTORY
 from virtd_kvm.session import open_session
 
 VERSION: Final = "0.1.0"
@@ -87,6 +88,16 @@ class KvmBackend:
             raise InvalidArgumentError(
                 CONFIG_INVALID,
                 f"{config.uri!r}: the backend kvm takes the schemes {', '.join(_SCHEMES)}, not {driver}+{transport}",
+            )
+        unknown = sorted(set(config.options) - {POOL_DIRECTORY})
+        if unknown:
+            raise InvalidArgumentError(
+                CONFIG_INVALID,
+                f"host {config.id}: the backend kvm has no option {unknown[0]!r}; it has {POOL_DIRECTORY}",
+            )
+        if not config.options.get(POOL_DIRECTORY, "/").startswith("/"):
+            raise InvalidArgumentError(
+                CONFIG_INVALID, f"host {config.id}: {POOL_DIRECTORY} must be an absolute path of the host"
             )
         return await open_session(config)
 

@@ -12,8 +12,8 @@ A backend's own test module needs one import and one fixture::
 
 Every check belongs to a capability.  A capability that the host declares must work; one that it does
 not declare must be refused, with its reason and without a side effect: nothing is skipped.  One that
-is PARTIAL must work or refuse with CAPABILITY_UNSUPPORTED.  What a provision gives no means to check is NOT_RUN in the report, with the reason, and the capability is
-then not VERIFIED.
+is PARTIAL must work or refuse with CAPABILITY_UNSUPPORTED.  What a provision gives no means to check
+is NOT_RUN in the report, with the reason, and the capability is then not VERIFIED.
 
 ``pytest --virtd-conformance-report=FILE`` (or ``Provision.report``) writes the machine-readable report
 of :mod:`virtd.backend.conformance.report`.  The kit needs pytest and nothing else; it runs each

@@ -49,19 +49,27 @@ async def wait_ready(kit: Kit, uuid: UUID) -> None:
 
 
 async def booted(kit: Kit) -> Subject:
-    """A guest whose system is up: by its console, or by its agent."""
-    if kit.declared(caps.CONSOLE_SERIAL):
+    """A guest whose system is up, by its console or by its agent.  Checks share it."""
+    if not kit.declared(caps.CONSOLE_SERIAL):
+        return await with_agent(kit)
+
+    async def make() -> Subject:
         subject = await kit.new_guest(make=kit.bootable().guest, running=True)
         await wait_ready(kit, subject.uuid)
         return subject
-    return await with_agent(kit)
+
+    return await kit.shared("booted", make)
 
 
 async def with_agent(kit: Kit) -> Subject:
-    """A guest whose agent answers."""
+    """A guest whose agent answers.  Checks share it."""
     if not kit.bootable().agent:
         raise NotRun("the provision's bootable guest has no agent")
-    subject = await kit.new_guest(make=kit.bootable().guest, running=True)
+
+    async def make() -> Subject:
+        return await kit.new_guest(make=kit.bootable().guest, running=True)
+
+    subject = await kit.shared("booted", make)
     await agent_answers(kit, subject.uuid)
     return subject
 
@@ -105,7 +113,7 @@ class TestConsole:
     @check(caps.CONSOLE_SERIAL)
     async def test_taken_over(self, kit: Kit) -> None:
         """A second opener gets the console; it works for the second."""
-        subject = await kit.new_guest(make=kit.bootable().guest, running=True)
+        subject = await booted(kit)
         first = await kit.facet("serial_console").open_console(subject.uuid)
         second = await kit.facet("serial_console").open_console(subject.uuid)
         word = uuid4().hex[:12].encode()
@@ -280,10 +288,11 @@ class TestPower:
 
 async def _boots_again(kit: Kit, facet: str, method: str) -> None:
     kit.need(caps.CONSOLE_SERIAL)
-    subject = await kit.new_guest(make=kit.bootable().guest, running=True)
+    subject = await booted(kit)
     stream = await kit.facet("serial_console").open_console(subject.uuid)
     try:
-        await read_until(kit, stream, kit.bootable().ready_line.encode())
+        # What it printed at its first boot must not be taken for the second.
+        await _type_until_echoed(kit, stream, uuid4().hex[:12].encode())
         await getattr(kit.facet(facet), method)(subject.uuid, kit.context())
         await read_until(kit, stream, kit.bootable().ready_line.encode())
     finally:

@@ -155,6 +155,9 @@ class TestMemorySnapshots:
             await kit.reaches(subject.uuid, GuestState.RUNNING)
             await agent_answers(kit, subject.uuid)
             assert (await run(kit, subject.uuid, bootable.read_memory)).stdout == text.encode()
+        for text in ("one", "three"):
+            await facet.delete_snapshot(subject.uuid, text, kit.context())
+        assert await _tree(kit, subject.uuid) == {}
 
 
 class TestDiskContents:
@@ -178,3 +181,4 @@ class TestDiskContents:
         await kit.session.start_guest(subject.uuid, kit.context())
         await agent_answers(kit, subject.uuid)
         assert (await run(kit, subject.uuid, bootable.read_disk)).stdout == b"first"
+        await kit.facet("snapshots").delete_snapshot(subject.uuid, "first", kit.context())

@@ -243,6 +243,18 @@ class Kit:
         self._standing[state] = subject
         return subject
 
+    async def shared(self, key: str, make: Callable[[], Awaitable[Subject]]) -> Subject:
+        """A running guest that checks share because it is dear; anew when one has stopped it."""
+        standing = self._standing.get(key)
+        if standing is not None:
+            if await self.state(standing.uuid) == GuestState.RUNNING:
+                return standing
+            await self.dispose(self._standing.pop(key))
+        subject = await make()
+        self._guests.remove(subject)
+        self._standing[key] = subject
+        return subject
+
     async def state(self, uuid: UUID) -> str:
         """The guest's state now, or ABSENT."""
         try:
@@ -374,6 +386,10 @@ class Kit:
             # After a failure the sweep is a courtesy: its own trouble must not hide the cause.
             with suppress(*([Exception] if failed else [])):
                 async with asyncio.timeout(self.provision.check_timeout_s):
+                    if failed:
+                        # What a failed check had in its hands is not trusted any more.
+                        self._guests += self._standing.values()
+                        self._standing.clear()
                     await self._sweep()
                     await self._assert_swept()
         return outcome

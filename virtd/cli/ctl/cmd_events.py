@@ -50,10 +50,11 @@ def _once(session: Session, token: str, filter_: str, limit: int | None) -> None
     while True:
         room = min(1000, (limit or 1000 + shown) - shown)
         page = client.events.pull(token, filter=filter_, max_events=room)
-        token = page.resume_token
         for event in page.events:
-            _show(session, event, token)
+            # The page's token lies behind its last event; in its middle, the one before it misses nothing.
+            _show(session, event, page.resume_token if event is page.events[-1] else token)
             shown += 1
+        token = page.resume_token
         if not page.events or (limit is not None and shown >= limit):
             break
     _farewell(session, token)
