@@ -344,6 +344,7 @@ class Daemon:
 
     async def _drain(self) -> None:
         started = time.monotonic()
+        self.rpc.health.set_serving(False)  # load balancers and clients look elsewhere from now on
         left = await self.core.engine.stop(self.config.server.drain_timeout_s)
         if left:
             log.warning("operations_left_for_the_next_start", count=left)

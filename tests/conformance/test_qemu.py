@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
 
@@ -17,8 +19,9 @@ from tests.guests import CMDLINE, DemoGuest
 from tests.qemu.fixtures import MIB, READY, demo, libvirt_host, mac_of
 from virtd.backend.api import ResolvedDisk, ResolvedGuest, ResolvedInterface
 from virtd.backend.conformance.suite import *  # noqa: F403 - the kit is one import
-from virtd.backend.conformance.suite import Bootable, Provision
+from virtd.backend.conformance.suite import Bootable, Provision, plain_guest
 from virtd.libvirt.private import PrivateLibvirt
+from virtd.model.console import AgentCommand
 from virtd.model.guest import (
     Accelerator,
     DirectKernelBoot,
@@ -41,6 +44,17 @@ class Guests:
 
     demo: DemoGuest
     disk: Path  # a copy that guests may write to, one after the other
+    blank: Path  # an empty qcow2 image
+    directory: Path  # where each guest gets a copy of it
+
+    def plain(self, name: str, uuid: UUID) -> ResolvedGuest:
+        """Nothing to boot, but a disk: without one there is nothing to take a snapshot of."""
+        return replace(plain_guest(name, uuid), disks=(self._own_disk(name),))
+
+    def _own_disk(self, name: str) -> ResolvedDisk:
+        path = self.directory / f"{name}.qcow2"
+        shutil.copyfile(self.blank, path)
+        return ResolvedDisk("data", str(path), DiskFormat.QCOW2, DiskBus.VIRTIO)
 
     def kernel(self, name: str, uuid: UUID) -> ResolvedGuest:
         return ResolvedGuest(
@@ -50,6 +64,7 @@ class Guests:
             memory_bytes=MEMORY,
             accelerator=Accelerator.TCG,
             direct_kernel_boot=DirectKernelBoot(str(self.demo.kernel), str(self.demo.initrd), CMDLINE),
+            disks=(self._own_disk(name),),
             interfaces=(ResolvedInterface("net", InterfaceKind.USER, mac_of(uuid)),),
         )
 
@@ -73,9 +88,12 @@ class Guests:
 def provision(libvirt_host: PrivateLibvirt, demo: DemoGuest) -> Iterator[Provision]:
     directory = libvirt_host.directory / "virtd"
     directory.mkdir(exist_ok=True)
-    disk = libvirt_host.directory / "conformance.qcow2"
-    disk.write_bytes(demo.disk.read_bytes())
-    guests = Guests(demo, disk)
+    own = libvirt_host.directory / "conformance"
+    own.mkdir()
+    disk, blank = own / "root.qcow2", own / "blank.qcow2"
+    shutil.copyfile(demo.disk, disk)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(blank), "8M"], check=True, timeout=20)
+    guests = Guests(demo, disk, blank, own)
 
     def kill(name: str) -> None:
         os.kill(int((libvirt_host.directory / "run" / "qemu" / f"{name}.pid").read_text()), signal.SIGKILL)
@@ -86,6 +104,7 @@ def provision(libvirt_host: PrivateLibvirt, demo: DemoGuest) -> Iterator[Provisi
         uri=libvirt_host.uri,
         label="qemu-tcg",
         host="QEMU without acceleration",
+        guest=guests.plain,
         bootable=Bootable(
             guest=guests.kernel,
             disk_guest=guests.from_disk,
@@ -95,6 +114,8 @@ def provision(libvirt_host: PrivateLibvirt, demo: DemoGuest) -> Iterator[Provisi
             agent=True,
             addresses=True,
             obeys_shutdown=True,
+            write_disk=lambda text: AgentCommand("/bin/sh", ("-c", f"echo {text} >/dev/vda; sync")),
+            read_disk=AgentCommand("/bin/sh", ("-c", "head -n 1 /dev/vda")),
         ),
         faults=LibvirtFaults(),
         outside=outside,
@@ -106,4 +127,4 @@ def provision(libvirt_host: PrivateLibvirt, demo: DemoGuest) -> Iterator[Provisi
         event_timeout_s=20,
     )
     outside.close()
-    disk.unlink()
+    shutil.rmtree(own)

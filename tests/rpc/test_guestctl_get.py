@@ -458,7 +458,8 @@ def test_watching_a_list(server: ScriptedServer, tmp_path: Path) -> None:
 
     stopped = guest("web1", state=guest_pb2.GUEST_STATE_STOPPED)
     host_event = event_pb2.Event(revision=3, type="EVENT_TYPE_HOST_CHANGED", resource="hosts/a")
-    server.on("PullEvents", event_pb2.PullEventsResponse(resume_token="t0"))
+    later = event_pb2.PullEventsResponse(resume_token="t9")
+    server.on("PullEvents", event_pb2.PullEventsResponse(resume_token="t0"), later)
     server.on("ListGuests", listed(guest("web1")))
     server.on(
         "WatchEvents",

@@ -383,10 +383,14 @@ class HostLink:
         while True:
             try:
                 async for event in events:
-                    self._handle(event)
-                return  # the session was closed
+                    try:
+                        self._handle(event)
+                    except Exception:
+                        log.exception("link_defect", host=self.id, event=event.type.value)
             except Exception:
                 log.exception("event_source_failed", host=self.id)
+            else:
+                return  # the session was closed
             await asyncio.sleep(RESUBSCRIBE_S)
             events = source.events()
             with contextlib.suppress(UnavailableError):

@@ -41,11 +41,23 @@ class Page(Generic[T]):
     next_page_token: str = ""
 
 
-def page_of(items: Sequence[T], page_size: int, page_token: str, key: Callable[[T], str]) -> Page[T]:
+PAGE_BYTES: Final = 3 * 2**20
+"""Clients in other languages take 4 MiB in one message unless told otherwise."""
+
+
+def page_of(
+    items: Sequence[T],
+    page_size: int,
+    page_token: str,
+    key: Callable[[T], str],
+    weight: Callable[[T], int] | None = None,
+) -> Page[T]:
     """Cut a page out of a list.
 
     The token names the last item given out, not a number, so that items that come and go between
     pages neither hide others nor show them twice.  ``items`` must be in a stable order.
+
+    :param weight: an item's size in bytes; a page is cut short before it becomes too large to receive.
 
     :raises InvalidArgumentError: FIELD_INVALID for the size, PAGE_TOKEN_INVALID for the token.
     """
@@ -56,9 +68,21 @@ def page_of(items: Sequence[T], page_size: int, page_token: str, key: Callable[[
         keys = [key(item) for item in items]
         # The item may be gone: go on with the first that sorts after it, where the order is by key.
         start = keys.index(last) + 1 if last in keys else next((i for i, k in enumerate(keys) if k > last), len(keys))
-    chosen = tuple(items[start : start + size])
-    more = start + size < len(items)
+    chosen = _within(items[start : start + size], weight)
+    more = start + len(chosen) < len(items)
     return Page(chosen, _encode(key(chosen[-1])) if more and chosen else "")
+
+
+def _within(items: Sequence[T], weight: Callable[[T], int] | None) -> tuple[T, ...]:
+    """As many of the items as fit into one message; always at least one, so that paging gets on."""
+    if weight is None:
+        return tuple(items)
+    total = 0
+    for index, item in enumerate(items):
+        total += weight(item)
+        if index and total > PAGE_BYTES:
+            return tuple(items[:index])
+    return tuple(items)
 
 
 def check_page_size(page_size: int) -> int:

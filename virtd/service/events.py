@@ -89,7 +89,8 @@ class Events:
                 yield WatchReset(subscription.token)
             elif not resume_token:
                 for batch in self._initial(match) if initial_state else ():
-                    yield WatchBatch(batch, subscription.token)
+                    # No token yet: who is cut off in the middle has to start over.
+                    yield WatchBatch(batch, "")
                 if initial_state:
                     yield WatchInitialDone(subscription.token)
                 else:

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 from uuid import UUID, uuid4
 
 from virtd.backend import capabilities as cap
-from virtd.backend.api import FieldVerdict
+from virtd.backend.api import FieldVerdict, ResolvedGuest
 from virtd.backend.hookspecs import AdmitRequest
 from virtd.errors import (
     DEADLINE_EXCEEDED,
@@ -18,6 +18,7 @@ from virtd.errors import (
     FIELD_INVALID,
     GUEST_EXISTS,
     GUEST_NOT_ADOPTED,
+    VOLUME_IN_USE,
     AlreadyExistsError,
     ConflictError,
     DeadlineExceededError,
@@ -113,6 +114,7 @@ class Guests:
         for verb in self._verbs.values():
             core.engine.register(verb)
         self._creating: set[tuple[str, str]] = set()
+        self._updating = asyncio.Lock()
 
     # ------------------------------------------------------------------------------------ reading
 
@@ -138,7 +140,7 @@ class Guests:
         views = self._core.inventory.guests(None if host == WILDCARD else host)
         if filter_.strip():
             views = [view for view in views if predicate(attributes_of(view.guest).get)]
-        page = page_of(views, page_size, page_token, lambda view: view.guest.name)
+        page = page_of(views, page_size, page_token, lambda view: view.guest.name, lambda view: len(view.encoded))
         return GuestPage(page.items, page.next_page_token, self._host_errors(host), token)
 
     def _links(self, host: str) -> Sequence[HostLink]:
@@ -265,9 +267,30 @@ class Guests:
                 "; ".join(f"{v.field}: {v.description}" for v in answer.violations),
                 violations=answer.violations,
             )
-        _, plan = await lower(link, guest_id, uid, resolution)
+        guest, plan = await lower(link, guest_id, uid, resolution)
+        self._check_disks_free(host, guest)
         degraded = [f"{v.field}: {v.fidelity.value.lower()}: {v.reason}" for v in plan.verdicts]
         return resolution, plan.verdicts, [*answer.warnings, *degraded]
+
+    def _check_disks_free(self, host: str, guest: ResolvedGuest) -> None:
+        """Two guests that write to one disk destroy it.
+
+        :raises FailedPreconditionError: VOLUME_IN_USE.
+        """
+        writers = {
+            disk.path: view.guest.name
+            for view in self._core.inventory.guests(host)
+            for disk in view.guest.status.disks
+            if disk.path and not disk.read_only
+        }
+        for index, disk in enumerate(guest.disks):
+            if not disk.read_only and disk.path in writers:
+                raise FailedPreconditionError(
+                    VOLUME_IN_USE,
+                    f"guest.spec.disks[{index}]: {disk.path} is a disk of {writers[disk.path]}",
+                    resource=writers[disk.path],
+                    metadata={"field": f"guest.spec.disks[{index}]", "used_by": writers[disk.path]},
+                )
 
     def _check_name(self, host: str, guest_id: str) -> None:
         self._core.link(host)
@@ -299,32 +322,30 @@ class Guests:
         :raises ConflictError: ETAG_MISMATCH.
         :raises FailedPreconditionError: GUEST_NOT_ADOPTED.
         """
-        view = self._core.view(name)
-        if view.guest.status.origin is Origin.FOREIGN:
-            raise FailedPreconditionError(
-                GUEST_NOT_ADOPTED,
-                f"{name.guest} was defined outside virtd; adopt it first",
-                resource=str(name),
-                allowed_actions=("adopt",),
-            )
-        _check_etag(view.guest, etag)
-        edited = replace(
-            view.guest,
-            display_name=view.guest.display_name if display_name is None else display_name,
-            labels=view.guest.labels if labels is None else dict(labels),
-            annotations=view.guest.annotations if annotations is None else dict(annotations),
-        )
-        check_texts(edited.display_name, edited.labels, edited.annotations)
-        if call.validate_only or edited == view.guest:
-            return view
-        changed = self._core.inventory.change(
-            view.guest.uid,
-            lambda guest: replace(
-                guest, display_name=edited.display_name, labels=edited.labels, annotations=edited.annotations
-            ),
-        )
-        await self._core.database.write(lambda _connection: None)  # durable before it is answered
-        return changed
+        async with self._updating:  # between the etag's check and the change there is a wait for the disk
+            view = self._core.view(name)
+            if view.guest.status.origin is Origin.FOREIGN:
+                raise FailedPreconditionError(
+                    GUEST_NOT_ADOPTED,
+                    f"{name.guest} was defined outside virtd; adopt it first",
+                    resource=str(name),
+                    allowed_actions=("adopt",),
+                )
+            _check_etag(view.guest, etag)
+
+            def edit(guest: Guest) -> Guest:
+                return replace(
+                    guest,
+                    display_name=guest.display_name if display_name is None else display_name,
+                    labels=guest.labels if labels is None else dict(labels),
+                    annotations=guest.annotations if annotations is None else dict(annotations),
+                )
+
+            edited = edit(view.guest)
+            check_texts(edited.display_name, edited.labels, edited.annotations)
+            if call.validate_only or edited == view.guest:
+                return view
+            return await self._core.inventory.change(view.guest.uid, edit)
 
     @once
     async def delete(self, call: Call, name: GuestName, force: bool, keep_disks: bool, etag: str) -> Operation | None:
@@ -372,8 +393,8 @@ class Guests:
         self, call: Call, name: GuestName, timeout_s: float, force_after_timeout: bool
     ) -> Operation | None:
         """Ask the guest's system to shut down."""
-        if timeout_s > SHUTDOWN_MAX_S:
-            raise invalid_field("timeout_s", f"must be at most {SHUTDOWN_MAX_S:g}")
+        if not 0 <= timeout_s <= SHUTDOWN_MAX_S:
+            raise invalid_field("timeout_s", f"must be 0 (the default) to {SHUTDOWN_MAX_S:g}, not {timeout_s:g}")
         wait_s = timeout_s or self._core.options.shutdown_timeout_s
         return await self._submit(
             call,

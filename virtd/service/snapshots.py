@@ -49,10 +49,10 @@ class Snapshots:
         if len(description) > TEXT_MAX or not (description.isprintable() or not description):
             wrong.add("description", f"must be at most {TEXT_MAX} printable characters")
         wrong.check()
-        view = self._core.check_verb(name, "snapshot")
-        active = view.guest.status.state in (GuestState.RUNNING, GuestState.PAUSED)
-        memory = memory and active
-        if memory:
+        busy = bool(self._core.engine.current(str(name)))
+        view = self._core.check_verb(name, "snapshot", now=not busy)
+        # Whether there is any memory is seen when the turn comes.
+        if memory and (busy or view.guest.status.state in (GuestState.RUNNING, GuestState.PAUSED)):
             cap.require(self._core.link(name.host).capabilities, cap.SNAPSHOT_MEMORY, resource=str(name))
         if any(known.name == snapshot_id for known in await self._all(name)):
             raise AlreadyExistsError(
@@ -98,8 +98,9 @@ class Snapshots:
     async def _existing(
         self, call: Call, name: GuestName, snapshot_id: str, verb: RevertSnapshot | DeleteSnapshot, rule: str
     ) -> Operation | None:
-        view = self._core.check_verb(name, rule)
-        if not self._core.engine.current(str(name)):
+        busy = bool(self._core.engine.current(str(name)))
+        view = self._core.check_verb(name, rule, now=not busy)
+        if not busy:
             await self.get(name, snapshot_id)
         if call.validate_only:
             return None

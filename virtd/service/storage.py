@@ -25,6 +25,7 @@ from virtd.operations import Outcome, Run, Step, Verb
 from virtd.service.call import Call, Page, page_of
 from virtd.service.core import Core, once, submission
 from virtd.service.validate import Violations, check_capacity
+from virtd.service.verbs.base import patience
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +196,7 @@ class CreateVolume(Verb[VolumeArguments]):
         request = VolumeRequest(
             arguments.pool, arguments.volume, arguments.format, capacity_bytes=arguments.capacity_bytes
         )
-        await link.call(facet.create_volume(request, run), timeout_s=run.deadline_s)
+        await link.call(facet.create_volume(request, run), timeout_s=patience(run))
 
     async def _undo(self, run: Run[VolumeArguments]) -> None:
         error = run.operation.error

@@ -180,5 +180,5 @@ class TestDiskContents:
         await kit.facet("snapshots").revert_snapshot(subject.uuid, "first", kit.context())
         await kit.session.start_guest(subject.uuid, kit.context())
         await agent_answers(kit, subject.uuid)
-        assert (await run(kit, subject.uuid, bootable.read_disk)).stdout == b"first"
+        assert (await run(kit, subject.uuid, bootable.read_disk)).stdout.strip(b"\n") == b"first"
         await kit.facet("snapshots").delete_snapshot(subject.uuid, "first", kit.context())

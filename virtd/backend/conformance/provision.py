@@ -87,7 +87,7 @@ class Bootable:
     :param write_memory: a command that keeps a text in the guest's memory.
     :param read_memory: a command that prints that text.
     :param write_disk: a command that keeps a text on the guest's disk (synced), or None.
-    :param read_disk: a command that prints that text, or None.
+    :param read_disk: a command that prints that text (line ends at its end do not count), or None.
     """
 
     guest: GuestMaker

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from virtd.errors import NotFoundError
@@ -16,6 +16,11 @@ from virtd.operations import Outcome, Run, Verb
 from virtd.service.core import Core
 
 A = TypeVar("A")
+
+LATE_S: Final = 60.0
+"""A call may take so much longer than its operation: it is the operation's limit that is to come first."""
+UNLIMITED_S: Final = 3600.0
+"""For long calls while an operation, which then has no limit, is undone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,12 @@ class GuestVerb(Verb[G]):
             await self.core.events.wait_news(head, min(0.5, deadline - now))
             await asyncio.sleep(0)
         return True
+
+
+def patience(run: Run[Any]) -> float:
+    """The time limit of a call that takes as long as it takes (a start, a copy, a snapshot), in seconds."""
+    left = run.deadline_s
+    return UNLIMITED_S if left is None else left + LATE_S
 
 
 def guest_or_none(core: Core, name: GuestName) -> Guest | None:

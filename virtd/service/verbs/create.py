@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from virtd.model.guest import (
 )
 from virtd.operations import Outcome, Run, Step
 from virtd.service.resolve import PlannedVolume, Resolution, resolved_guest
-from virtd.service.verbs.base import GuestArguments, GuestVerb
+from virtd.service.verbs.base import GuestArguments, GuestVerb, patience
 from virtd.service.verbs.lifecycle import undo_start
 
 
@@ -96,7 +97,7 @@ class CreateGuest(GuestVerb[CreateArguments]):
             create_time=now,
             update_time=now,
         )
-        await self.core.inventory.reserve(guest)
+        self.core.inventory.reserve(guest)
 
     async def _release(self, run: Run[CreateArguments]) -> None:
         self.core.inventory.forget(run.arguments.uid)
@@ -124,7 +125,7 @@ class CreateGuest(GuestVerb[CreateArguments]):
                 await link.call(storage.delete_volume(pool, volume.name, run))
             owned.append(f"{pool}/{volume.name}")
             self.core.inventory.own_volumes(run.arguments.uid, owned)
-            await link.call(storage.create_volume(request, run), timeout_s=run.deadline_s)
+            await link.call(storage.create_volume(request, run), timeout_s=patience(run))
             run.progress((number + 1) / len(run.arguments.volumes))
 
     async def _remove_disks(self, run: Run[CreateArguments]) -> None:
@@ -159,7 +160,7 @@ class CreateGuest(GuestVerb[CreateArguments]):
     async def _start(self, run: Run[CreateArguments]) -> None:
         run.scratch.setdefault("was", GuestState.STOPPED.value)
         link = self.link(run)
-        await link.call(link.session.start_guest(run.arguments.uid, run), timeout_s=run.deadline_s)
+        await link.call(link.session.start_guest(run.arguments.uid, run), timeout_s=patience(run))
         await self.refresh(run)
 
     async def _stop(self, run: Run[CreateArguments]) -> None:
@@ -193,7 +194,7 @@ class DeleteGuest(GuestVerb[DeleteArguments]):
         if arguments.force:
             steps.append(Step("stop", self._stop))
         steps.append(Step("undefine", self._undefine, cancellable=False))
-        if arguments.volumes and not arguments.keep_disks:
+        if not arguments.keep_disks:
             steps.append(Step("disks", self._disks, cancellable=False))
         steps.append(Step("forget", self._forget, cancellable=False, weight=0.1))
         return steps
@@ -207,23 +208,36 @@ class DeleteGuest(GuestVerb[DeleteArguments]):
         await link.call(link.session.undefine_guest(run.arguments.uid, run))
 
     async def _disks(self, run: Run[DeleteArguments]) -> None:
+        volumes = self._volumes(run)
+        if not volumes:
+            return
         link = self.link(run)
         storage = link.facets.storage
         if storage is None:
             raise unsupported("host.volumes", "the host offers no volumes")
-        for volume in run.arguments.volumes:
+        for volume in volumes:
             pool, _, name = volume.partition("/")
             try:
                 await link.call(storage.delete_volume(pool, name, run))
             except NotFoundError:
                 run.note(f"pool {pool} is gone, and volume {name} with it")
 
+    def _volumes(self, run: Run[DeleteArguments]) -> tuple[str, ...]:
+        """What the guest owns when the turn comes: it may still have been in the making when asked."""
+        view = self.core.inventory.by_uid(run.arguments.uid)
+        owned = view.owned_volumes if view is not None else ()
+        return tuple(dict.fromkeys((*run.arguments.volumes, *owned)))
+
     async def _forget(self, run: Run[DeleteArguments]) -> None:
-        if run.arguments.keep_disks and run.arguments.volumes:
-            run.note(f"kept: {', '.join(run.arguments.volumes)}")
-        self.core.inventory.forget(run.arguments.uid)
+        volumes = self._volumes(run)
+        if run.arguments.keep_disks and volumes:
+            run.note(f"kept: {', '.join(volumes)}")
+            run.scratch["kept"] = ",".join(volumes)
+        durable = self.core.inventory.forget(run.arguments.uid)
+        if durable is not None:
+            await asyncio.wrap_future(durable)
 
     async def finish(self, run: Run[DeleteArguments]) -> Outcome:
         """The guest is gone: there is nothing to show but what was kept."""
-        kept = ",".join(run.arguments.volumes) if run.arguments.keep_disks else ""
+        kept = run.scratch.get("kept") or (",".join(run.arguments.volumes) if run.arguments.keep_disks else "")
         return Outcome(data={"kept_volumes": kept} if kept else {})

@@ -17,7 +17,7 @@ from virtd.errors import (
 from virtd.model.guest import GuestState, Origin
 from virtd.operations import Probe, Run, Step
 from virtd.service.core import Core
-from virtd.service.verbs.base import GuestArguments, GuestVerb
+from virtd.service.verbs.base import GuestArguments, GuestVerb, patience
 
 DOWN: Final = frozenset({GuestState.STOPPED, GuestState.CRASHED, GuestState.SUSPENDED})
 PRESS_AGAIN_S: Final = (3.0, 5.0, 10.0)
@@ -39,13 +39,16 @@ class StartGuest(GuestVerb[GuestArguments]):
         return self.core.options.start_timeout_s
 
     def steps(self, arguments: GuestArguments) -> Sequence[Step[GuestArguments]]:
-        """One step; a start that was cancelled in its middle is taken back."""
-        return [Step("start", self._do, undo=self._undo)]
+        """A start that is called off in its middle is taken back, to what the first step has noted."""
+        return [Step("check", self._check, weight=0.1), Step("start", self._do, undo=self._undo)]
+
+    async def _check(self, run: Run[GuestArguments]) -> None:
+        await self.refresh(run)
+        run.scratch["was"] = self.state(run).value
 
     async def _do(self, run: Run[GuestArguments]) -> None:
-        run.scratch.setdefault("was", self.state(run).value)
         link = self.link(run)
-        await link.call(link.session.start_guest(run.arguments.uid, run), timeout_s=run.deadline_s)
+        await link.call(link.session.start_guest(run.arguments.uid, run), timeout_s=patience(run))
         await self.refresh(run)
 
     async def _undo(self, run: Run[GuestArguments]) -> None:
@@ -83,7 +86,7 @@ class StopGuest(GuestVerb[GuestArguments]):
 
     async def _do(self, run: Run[GuestArguments]) -> None:
         link = self.link(run)
-        await link.call(link.session.stop_guest(run.arguments.uid, run), timeout_s=run.deadline_s)
+        await link.call(link.session.stop_guest(run.arguments.uid, run), timeout_s=patience(run))
         await self.refresh(run)
 
 
@@ -201,7 +204,7 @@ class RebootGuest(GuestVerb[RebootArguments]):
 
     async def _start(self, run: Run[RebootArguments]) -> None:
         link = self.link(run)
-        await link.call(link.session.start_guest(run.arguments.uid, run), timeout_s=run.deadline_s)
+        await link.call(link.session.start_guest(run.arguments.uid, run), timeout_s=patience(run))
         await self.refresh(run)
 
 
@@ -298,7 +301,7 @@ class SuspendGuest(GuestVerb[GuestArguments]):
         facet = link.facets.suspend
         if facet is None:
             raise unsupported(cap.SUSPEND, "the host cannot save a guest to disk")
-        await link.call(facet.suspend_guest(run.arguments.uid, run), timeout_s=run.deadline_s)
+        await link.call(facet.suspend_guest(run.arguments.uid, run), timeout_s=patience(run))
         await self.refresh(run)
 
 
@@ -326,7 +329,7 @@ class AdoptGuest(GuestVerb[GuestArguments]):
                 GUEST_NOT_FOUND, f"{run.arguments.guest} is gone", resource=str(run.arguments.guest_name)
             )
         if view.guest.status.origin is not Origin.MANAGED:
-            self.core.inventory.change(
+            await self.core.inventory.change(
                 view.guest.uid,
                 lambda guest: replace(guest, status=replace(guest.status, origin=Origin.MANAGED)),
             )

@@ -6,12 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from virtd.backend.api import SnapshotFacet, SnapshotRequest
-from virtd.backend.capabilities import SNAPSHOT
-from virtd.errors import SNAPSHOT_NOT_FOUND, NotFoundError, unsupported
+from virtd.backend.capabilities import SNAPSHOT, SNAPSHOT_MEMORY, require
+from virtd.errors import (
+    SNAPSHOT_EXISTS,
+    SNAPSHOT_NOT_FOUND,
+    AlreadyExistsError,
+    NotFoundError,
+    unsupported,
+)
 from virtd.model.event import EventType
+from virtd.model.guest import GuestState
 from virtd.model.snapshot import Snapshot
 from virtd.operations import Outcome, Probe, Run, Step
-from virtd.service.verbs.base import GuestArguments, GuestVerb
+from virtd.service.verbs.base import GuestArguments, GuestVerb, patience
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +63,25 @@ class CreateSnapshot(_SnapshotVerb):
     name = "snapshot-create"
 
     def steps(self, arguments: SnapshotArguments) -> Sequence[Step[SnapshotArguments]]:
-        """One step; after a crash the hypervisor's list tells whether it was taken."""
-        return [Step("snapshot", self._do, probe=self._probe, undo=self._undo)]
+        """After the check, a snapshot of this name is this operation's own: to be found again, or undone."""
+        return [Step("check", self._check, weight=0.1), Step("snapshot", self._do, probe=self._probe, undo=self._undo)]
+
+    async def _check(self, run: Run[SnapshotArguments]) -> None:
+        if await self.find(run) is not None:
+            raise AlreadyExistsError(
+                SNAPSHOT_EXISTS,
+                f"{run.arguments.guest} has a snapshot {run.arguments.snapshot} already",
+                resource=run.arguments.snapshot_name,
+            )
 
     async def _do(self, run: Run[SnapshotArguments]) -> None:
         arguments, link = run.arguments, self.link(run)
-        request = SnapshotRequest(arguments.snapshot, arguments.description, arguments.memory)
-        await link.call(self.facet(run).create_snapshot(arguments.uid, request, run), timeout_s=run.deadline_s)
+        await self.refresh(run)
+        memory = arguments.memory and self.state(run) in (GuestState.RUNNING, GuestState.PAUSED)
+        if memory:
+            require(link.capabilities, SNAPSHOT_MEMORY, resource=str(arguments.guest_name))
+        request = SnapshotRequest(arguments.snapshot, arguments.description, memory)
+        await link.call(self.facet(run).create_snapshot(arguments.uid, request, run), timeout_s=patience(run))
         await self.refresh(run)
 
     async def _probe(self, run: Run[SnapshotArguments]) -> Probe:
@@ -103,7 +122,7 @@ class RevertSnapshot(_SnapshotVerb):
                 resource=run.arguments.snapshot_name,
             )
         await link.call(
-            self.facet(run).revert_snapshot(run.arguments.uid, run.arguments.snapshot, run), timeout_s=run.deadline_s
+            self.facet(run).revert_snapshot(run.arguments.uid, run.arguments.snapshot, run), timeout_s=patience(run)
         )
         await self.refresh(run)
 
@@ -120,7 +139,7 @@ class DeleteSnapshot(_SnapshotVerb):
     async def _do(self, run: Run[SnapshotArguments]) -> None:
         link = self.link(run)
         await link.call(
-            self.facet(run).delete_snapshot(run.arguments.uid, run.arguments.snapshot, run), timeout_s=run.deadline_s
+            self.facet(run).delete_snapshot(run.arguments.uid, run.arguments.snapshot, run), timeout_s=patience(run)
         )
         await self.refresh(run)
 
