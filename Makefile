@@ -2,13 +2,14 @@
 # On a fresh Debian machine any of these may be the first command: .ci/setup installs what is missing,
 # as root or with sudo, and makes .venv.
 #
-#   make test-unit ARGS='-k config -x'      ARGS goes to pytest
+#   make test-unit ARGS='-x -k "config or logs"'      ARGS goes to pytest
 
 PYTHON := .venv/bin/python
 SETUP := sh .ci/setup
 SUITE := $(PYTHON) -m tests.tools.suite
 ARGS :=
-PYTEST = $(if $(ARGS),--pytest="$(ARGS)")
+# By the environment: no shell in between that would take quotes apart.
+export SUITE_PYTEST_ARGUMENTS := $(ARGS)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-unit test-rpc test-docs test-conformance test-qemu lint generate docs bench requirements clean
@@ -22,27 +23,27 @@ demo: ## Show everything with a real guest: the first thing to try
 
 test: ## All checks and all tests, real QEMU guests included
 	@$(SETUP) test
-	@$(SUITE) $(PYTEST)
+	@$(SUITE)
 
 test-unit: ## Unit tests: seconds, no hypervisor
 	@$(SETUP) test
-	@$(SUITE) unit $(PYTEST)
+	@$(SUITE) unit
 
 test-rpc: ## The daemon through its API, with the fake backend; injected faults
 	@$(SETUP) test
-	@$(SUITE) rpc $(PYTEST)
+	@$(SUITE) rpc
 
 test-docs: ## Documentation is complete and true; the wheel is whole
 	@$(SETUP) test
-	@$(SUITE) docs $(PYTEST)
+	@$(SUITE) docs
 
 test-conformance: ## The conformance kit, for the backends that need no QEMU
 	@$(SETUP) test
-	@$(SUITE) conformance $(PYTEST)
+	@$(SUITE) conformance
 
 test-qemu: ## Tests with a real libvirt daemon and real QEMU guests
 	@$(SETUP) test
-	@$(SUITE) qemu $(PYTEST)
+	@$(SUITE) qemu
 
 lint: ## Static checks: ruff, mypy, import-linter, buf, generated code, shellcheck
 	@$(SETUP) dev

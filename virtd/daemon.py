@@ -29,7 +29,7 @@ from virtd.backend.api import Backend, EmbeddingBackend, HostConfig
 from virtd.config.model import Config, Embedded
 from virtd.errors import LIBVIRT_MISSING, UnavailableError, VirtdError
 from virtd.events import EventLog
-from virtd.inventory import HostLink, Inventory, LinkOptions
+from virtd.inventory import HostLink, Inventory, LinkOptions, MissingBackend
 from virtd.model.event import Event
 from virtd.model.host import HostState
 from virtd.model.operation import Operation
@@ -109,11 +109,12 @@ class Daemon:
             self._wire()
             stack.push_async_callback(self._let_go)
             await self._make_links()
+            self.core.inventory.settle()
             recovered = await self.core.engine.recover()
             if recovered:
                 log.info("operations_recovered", count=recovered)
-                for operation in await self.core.engine.list():
-                    if operation.recovered and not operation.state.terminal:
+                for operation in self.core.engine.live():
+                    if operation.recovered:
                         self.metrics.operation_recovered(operation.verb)
             self.services.consoles.start()
             stack.push_async_callback(self.services.consoles.stop)
@@ -142,6 +143,8 @@ class Daemon:
             parallel=config.operations.max_parallel,
             queued_max=config.operations.max_queued,
             retention_s=config.operations.retention_days * DAY_S,
+            timeout_s=config.operations.default_timeout_s,
+            timeouts_s=config.operations.timeouts_s,
         )
         options = CoreOptions(
             state_directory=config.state.directory,
@@ -156,7 +159,7 @@ class Daemon:
         core, metrics = self.core, self.metrics
 
         def changed(operation: Operation) -> None:
-            current = [entry.name for entry in core.engine.current(operation.target) if not entry.state.terminal]
+            current = [entry.name for entry in core.engine.current(operation.target)]
             core.inventory.observe_operation(operation, current)
 
         def finished(operation: Operation) -> None:
@@ -296,8 +299,14 @@ class Daemon:
         config = self.config
         directory = config.state.hosts_directory / host_id
         _make_directory(directory)
+        if backend is None:
+            try:
+                backend = self.core.plugins.backend_for_uri(uri)
+            except VirtdError as error:
+                log.error("host_unusable", host=host_id, error=error.message)  # noqa: TRY400 - no news in the traceback
+                backend = MissingBackend(error)
         link = HostLink(
-            backend or self.core.plugins.backend_for_uri(uri),
+            backend,
             HostConfig(
                 id=host_id,
                 uri=uri,
@@ -339,8 +348,11 @@ class Daemon:
             try:
                 await self.core.engine.expire()
                 self.core.events.trim()
+                self.services.audit.trim()
             except VirtdError as error:
                 log.warning("housekeeping_failed", error=error.message)
+            except Exception:
+                log.exception("housekeeping_failed")
 
     async def _drain(self) -> None:
         started = time.monotonic()

@@ -6,13 +6,16 @@ import asyncio
 import functools
 import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any, Final
 from uuid import UUID, uuid4
 
 import libvirt
 
 from virtd.libvirt import events
+
+GOLDEN: Final = Path(__file__).parents[1] / "golden"
 
 # What never leaves the process, or belongs to the connection's own keeping.
 _LOCAL: Final = frozenset(
@@ -94,11 +97,9 @@ class LibvirtFaults:
         with self._wrapped(before):
             yield
 
-    @contextmanager
-    def hanging(self, call: str) -> Iterator[None]:
-        message = f"{call} is not in hangable"
+    def hanging(self, call: str) -> AbstractContextManager[None]:
+        message = f"{call} is not in hangable: a thread in a native call cannot be called back"
         raise NotImplementedError(message)
-        yield
 
 
 class LibvirtOutside:

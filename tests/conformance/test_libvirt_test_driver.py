@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from virtd_kvm.backend import KvmBackend
 
-from tests.conformance.libvirt_host import LibvirtFaults, LibvirtOutside
+from tests.conformance.libvirt_host import GOLDEN, LibvirtFaults, LibvirtOutside
 from virtd.backend.conformance.suite import *  # noqa: F403 - the kit is one import
 from virtd.backend.conformance.suite import Provision
 
@@ -24,5 +24,6 @@ def provision() -> Iterator[Provision]:
         host="libvirt's test driver",
         faults=LibvirtFaults(),
         outside=outside,
+        golden_directory=GOLDEN / "libvirt-test",
     )
     outside.close()

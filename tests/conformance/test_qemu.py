@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 from virtd_kvm.backend import KvmBackend
 
-from tests.conformance.libvirt_host import LibvirtFaults, LibvirtOutside
+from tests.conformance.libvirt_host import GOLDEN, LibvirtFaults, LibvirtOutside
 from tests.guests import CMDLINE, DemoGuest
 from tests.qemu.fixtures import MIB, READY, demo, libvirt_host, mac_of
 from virtd.backend.api import ResolvedDisk, ResolvedGuest, ResolvedInterface
@@ -36,6 +36,7 @@ __all__ = ["demo", "libvirt_host"]
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600)]
 
 MEMORY = 192 * MIB
+UEFI_MEMORY = 256 * MIB  # GRUB under UEFI runs out of memory with less
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Guests:
             uuid=uuid,
             name=name,
             vcpus=1,
-            memory_bytes=MEMORY,
+            memory_bytes=UEFI_MEMORY if firmware is Firmware.UEFI else MEMORY,
             accelerator=Accelerator.TCG,
             firmware=firmware,
             disks=(disk,),
@@ -118,6 +119,7 @@ def provision(libvirt_host: PrivateLibvirt, demo: DemoGuest) -> Iterator[Provisi
             read_disk=AgentCommand("/bin/sh", ("-c", "head -n 1 /dev/vda")),
         ),
         faults=LibvirtFaults(),
+        golden_directory=GOLDEN / "libvirt-qemu",
         outside=outside,
         directory=directory,
         allowed_directories=(str(libvirt_host.directory), str(demo.kernel.parent)),

@@ -73,7 +73,8 @@ def failed(code: int, kind: str, reason: str, message: str) -> Any:
 
 def test_start_waits_and_says_what_happened(ctl: Ctl, server: ScriptedServer) -> None:
     server.on("StartGuest", started(state="OPERATION_STATE_PENDING", **WEB))
-    server.on("WaitOperation", STILL, DONE)
+    server.on("WaitOperation", STILL, STILL, DONE)
+    server.on("GetOperation", RUNNING)
     result = ctl("start", "a/web1")
     assert (result.code, result.out) == (0, "")
     lines = result.err.splitlines()
@@ -175,6 +176,7 @@ def test_one_name_that_is_nowhere_does_not_stop_the_others(ctl: Ctl, server: Scr
 def test_an_operation_that_fails(ctl: Ctl, server: ScriptedServer, end: Any, code: int, reason: str) -> None:
     server.on("StartGuest", started(state="OPERATION_STATE_PENDING", **WEB))
     server.on("WaitOperation", STILL, end)
+    server.on("GetOperation", RUNNING)
     result = ctl("start", "a/web1")
     assert (result.code, result.out) == (code, "")
     assert f"reason: {reason}\nnext: " in result.err
@@ -183,6 +185,7 @@ def test_an_operation_that_fails(ctl: Ctl, server: ScriptedServer, end: Any, cod
 def test_a_time_limit_ends_the_waiting_not_the_work(ctl: Ctl, server: ScriptedServer) -> None:
     server.on("StartGuest", started(state="OPERATION_STATE_PENDING", **WEB))
     server.on("WaitOperation", STILL)
+    server.on("GetOperation", RUNNING)
     result = ctl("start", "a/web1", "--timeout", "700ms")
     assert result.code == 124
     assert "operations/1 has not ended in time; it goes on" in result.err
@@ -516,6 +519,7 @@ def never_ending(server: ScriptedServer) -> None:
     fields = {**BOOT, "stage": "copy", "fraction": 0.42, "bytes_done": 2**20, "bytes_total": 2**21}
     server.on("StartGuest", started(state="OPERATION_STATE_PENDING", **WEB))
     server.on("WaitOperation", slowly("operations/1", **fields))
+    server.on("GetOperation", operation("operations/1", **fields))
 
 
 def test_an_interrupted_wait_says_that_the_operation_goes_on(server: ScriptedServer, tmp_path: Path) -> None:

@@ -233,11 +233,12 @@ def test_a_watch_shows_what_changes(daemon: Daemon) -> None:
 def test_a_watch_and_a_wait_outlive_a_killed_daemon(daemon: Daemon) -> None:
     daemon.ok("create", "guest", "tough", "--host", "b", *CREATE)
     waiting = subprocess.Popen(
-        [*COMMAND, "wait", "b/tough", "--for", "running", "--timeout", "50s"],
+        [*COMMAND, "wait", "b/tough", "--for", "running", "--timeout", "50s", "-v"],
         env=daemon.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
-        time.sleep(1.0)
+        assert waiting.stderr is not None
+        assert waiting.stderr.readline() == b"waiting for hosts/b/guests/tough: running\n"
         daemon.kill()
         daemon.start()
         daemon.ok("start", "b/tough")

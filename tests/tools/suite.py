@@ -152,7 +152,12 @@ def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("steps", nargs="*", help="what to run; nothing: everything")
-    parser.add_argument("--pytest", default="", metavar="ARGUMENTS", help="more arguments for pytest, as one text")
+    parser.add_argument(
+        "--pytest",
+        default=os.environ.get("SUITE_PYTEST_ARGUMENTS", ""),
+        metavar="ARGUMENTS",
+        help="more for pytest, as one text; also $SUITE_PYTEST_ARGUMENTS",
+    )
     parser.add_argument("--compare-generated", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.compare_generated:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 import uuid
 from pathlib import Path
 
 import pytest
 
-from virtd.obs.sdnotify import listen_sockets, notify, watchdog_interval_s
+from virtd.obs.sdnotify import notify, watchdog_interval_s
 
 
 def received(address: str, bind: str) -> bytes:
@@ -51,34 +49,3 @@ def test_nobody_listens(address: str) -> None:
 )
 def test_watchdog(environ: dict[str, str], seconds: float | None) -> None:
     assert watchdog_interval_s(environ) == seconds
-
-
-@pytest.mark.parametrize(
-    "environ",
-    [
-        {},
-        {"LISTEN_FDS": "1"},
-        {"LISTEN_FDS": "1", "LISTEN_PID": "1"},
-        {"LISTEN_FDS": "x", "LISTEN_PID": str(os.getpid())},
-    ],
-)
-def test_sockets_of_somebody_else_are_left_alone(environ: dict[str, str]) -> None:
-    assert listen_sockets(environ) == ()
-
-
-def test_a_passed_socket_is_taken_and_not_inherited_further(tmp_path: Path) -> None:
-    code = (
-        "import os\nfrom virtd.obs.sdnotify import listen_sockets\n"
-        "(one,) = listen_sockets({'LISTEN_FDS': '1', 'LISTEN_PID': str(os.getpid())})\n"
-        "print(one.getsockname(), one.get_inheritable())"
-    )
-    path = str(tmp_path / "s")
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        listener.listen()
-        # The shell puts it where the service manager would: on descriptor 3.
-        done = subprocess.run(
-            ["/bin/bash", "-c", f'exec "$0" -c "$1" 3<&{listener.fileno()}', sys.executable, code],
-            pass_fds=[listener.fileno()], capture_output=True, text=True, check=True, timeout=60,
-        )  # fmt: skip
-    assert done.stdout.split() == [path, "False"]

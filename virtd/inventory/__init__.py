@@ -2,6 +2,7 @@
 
 from virtd.inventory.inventory import Inventory
 from virtd.inventory.link import HostLink, LinkOptions
+from virtd.inventory.missing import MissingBackend
 from virtd.inventory.records import Encoders, GuestView
 
-__all__ = ["Encoders", "GuestView", "HostLink", "Inventory", "LinkOptions"]
+__all__ = ["Encoders", "GuestView", "HostLink", "Inventory", "LinkOptions", "MissingBackend"]

@@ -80,11 +80,12 @@ class Link:
         threading.Thread(target=self._close, name="libvirt-close", daemon=True).start()
 
     def _close(self) -> None:
-        for callback in self.callbacks:
-            with contextlib.suppress(libvirt.libvirtError):
-                self._connection.domainEventDeregisterAny(callback)
-        with contextlib.suppress(libvirt.libvirtError):
-            self._connection.unregisterCloseCallback()
-        with contextlib.suppress(libvirt.libvirtError):
-            self._connection.close()
-        self._closed.set()
+        steps = [
+            lambda callback=callback: self._connection.domainEventDeregisterAny(callback) for callback in self.callbacks
+        ]
+        try:
+            for step in (*steps, self._connection.unregisterCloseCallback, self._connection.close):
+                with contextlib.suppress(libvirt.libvirtError):
+                    step()
+        finally:
+            self._closed.set()

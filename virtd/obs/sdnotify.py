@@ -1,14 +1,10 @@
-"""Talk to the service manager: sd_notify(3), the watchdog and passed sockets, without libsystemd."""
+"""Talk to the service manager: sd_notify(3) and its watchdog, without libsystemd."""
 
 from __future__ import annotations
 
 import os
 import socket
 from collections.abc import Mapping
-from typing import Final
-
-_FIRST_FD: Final = 3
-"""SD_LISTEN_FDS_START of sd_listen_fds(3)."""
 
 
 def notify(state: str, environ: Mapping[str, str] | None = None) -> bool:
@@ -38,21 +34,3 @@ def watchdog_interval_s(environ: Mapping[str, str] | None = None) -> float | Non
         return None
     text = values.get("WATCHDOG_USEC", "")
     return int(text) / 2_000_000 if text.isascii() and text.isdigit() and int(text) else None
-
-
-def listen_sockets(environ: Mapping[str, str] | None = None) -> tuple[socket.socket, ...]:
-    """The listening sockets that the service manager passed to this process; the caller owns them.
-
-    They are marked close-on-exec, so that no child inherits them.  Call it once.
-
-    :raises OSError: a passed descriptor is not a socket.
-    """
-    values = os.environ if environ is None else environ
-    count = values.get("LISTEN_FDS", "")
-    if values.get("LISTEN_PID") != str(os.getpid()) or not (count.isascii() and count.isdigit()):
-        return ()
-    passed = []
-    for descriptor in range(_FIRST_FD, _FIRST_FD + int(count)):
-        os.set_inheritable(descriptor, False)  # noqa: FBT003 -- positional only
-        passed.append(socket.socket(fileno=descriptor))
-    return tuple(passed)

@@ -264,6 +264,10 @@ class Engine:
             raise NotFoundError(OPERATION_NOT_FOUND, f"there is no {name}", resource=name)
         return record
 
+    def live(self) -> tuple[Operation, ...]:
+        """What runs or waits, oldest first."""
+        return tuple(task.record for task in self._live.values())
+
     async def list(self) -> list[Operation]:
         """All that are kept, newest first."""
         records = await journal.fetch_all(self._database)

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from concurrent.futures import Future
 from datetime import UTC, datetime
+from typing import Final
+
+import structlog
 
 from virtd.errors import PAGE_TOKEN_INVALID, InvalidArgumentError
 from virtd.model.audit import AuditRecord
 from virtd.service.call import Page, check_page_size
 from virtd.service.core import Core
+
+log = structlog.get_logger(__name__)
+
+KEPT: Final = 1_000_000
+"""So many records are kept: about 200 MB."""
 
 
 class Audit:
@@ -31,7 +40,15 @@ class Audit:
                 row,
             )
 
-        self._core.database.submit(insert)
+        self._core.database.submit(insert).add_done_callback(_report)
+
+    def trim(self) -> None:
+        """Forget all but the newest records; returns at once."""
+
+        def delete(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM audit WHERE sequence <= (SELECT max(sequence) FROM audit) - ?", (KEPT,))
+
+        self._core.database.submit(delete).add_done_callback(_report)
 
     async def list(self, page_size: int, page_token: str) -> Page[AuditRecord]:
         """Records, newest first.
@@ -52,3 +69,8 @@ class Audit:
         records = tuple(AuditRecord(row[0], datetime.fromtimestamp(row[1], UTC), *row[2:]) for row in rows[:size])
         more = len(rows) > size
         return Page(records, str(records[-1].sequence) if more and records else "")
+
+
+def _report(write: Future[None]) -> None:
+    if (error := write.exception()) is not None:
+        log.error("audit_not_written", error=str(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
@@ -51,23 +52,26 @@ def page_of(
     page_token: str,
     key: Callable[[T], str],
     weight: Callable[[T], int] | None = None,
+    *,
+    descending: bool = False,
 ) -> Page[T]:
     """Cut a page out of a list.
 
     The token names the last item given out, not a number, so that items that come and go between
-    pages neither hide others nor show them twice.  ``items`` must be in a stable order.
+    pages neither hide others nor show them twice.
 
+    :param key: unique; ``items`` are in its order.
     :param weight: an item's size in bytes; a page is cut short before it becomes too large to receive.
-
+    :param descending: the items are in the reverse of the keys' order.
     :raises InvalidArgumentError: FIELD_INVALID for the size, PAGE_TOKEN_INVALID for the token.
     """
     size = check_page_size(page_size)
     start = 0
     if page_token:
         last = _decode(page_token)
-        keys = [key(item) for item in items]
-        # The item may be gone: go on with the first that sorts after it, where the order is by key.
-        start = keys.index(last) + 1 if last in keys else next((i for i, k in enumerate(keys) if k > last), len(keys))
+        # The item itself may be gone: it goes on with the first that comes after it.
+        comes_after = operator.lt if descending else operator.gt
+        start = next((index for index, item in enumerate(items) if comes_after(key(item), last)), len(items))
     chosen = _within(items[start : start + size], weight)
     more = start + len(chosen) < len(items)
     return Page(chosen, _encode(key(chosen[-1])) if more and chosen else "")

@@ -27,7 +27,7 @@ from virtd.errors import (
 )
 from virtd.inventory import GuestView
 from virtd.model.console import Screenshot
-from virtd.model.event import EventType
+from virtd.model.event import Event, EventType
 from virtd.model.guest import GuestState, Origin
 from virtd.model.names import GuestName
 from virtd.service.core import Core
@@ -91,9 +91,10 @@ class ConsoleHub:
         self._news.set()
         self._news = asyncio.Event()
 
-    async def wait(self) -> None:
-        """Return at the next change."""
-        await self._news.wait()
+    @property
+    def news(self) -> asyncio.Event:
+        """Is set at the next change.  To be taken *before* looking, or a change in between is missed."""
+        return self._news
 
 
 class ConsoleClient:
@@ -112,6 +113,7 @@ class ConsoleClient:
     async def read(self) -> ConsoleChunk | ConsoleNotice | None:
         """The next output or notice; None after :meth:`close`."""
         while not self._closed.is_set():
+            change = self._hub.news
             self.offset = max(self.offset, self._hub.start)  # read too slowly: the offset says so
             data = self._hub.read(self.offset)
             if data:
@@ -124,7 +126,7 @@ class ConsoleClient:
                 if is_open != self._open:
                     self._open = is_open
                     return ConsoleNotice("OPENED" if is_open else "CLOSED")
-            news, closed = asyncio.ensure_future(self._hub.wait()), asyncio.ensure_future(self._closed.wait())
+            news, closed = asyncio.ensure_future(change.wait()), asyncio.ensure_future(self._closed.wait())
             try:
                 await asyncio.wait({news, closed}, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -230,13 +232,28 @@ class Consoles:
             EventType.HOST_CHANGED,
         )
         events = self._core.events.subscribe(None, lambda event: event.type in kinds, buffer=1_000_000)
+        news: list[Event] = []
         while True:
-            for view in self._core.inventory.guests():
-                self._look_after(view)
-            for uid in [uid for uid in self._hubs if self._core.inventory.by_uid(uid) is None]:
-                self._drop(uid)
-            if await events.next_batch(30.0) is None:
+            try:
+                self._look_at(news)
+            except Exception:
+                log.exception("consoles_defect")
+            batch = await events.next_batch(30.0)
+            if batch is None:
                 return
+            news = batch
+
+    def _look_at(self, news: list[Event]) -> None:
+        """Look after the guests that events speak of; after all of them where none do, or a host's."""
+        if news and all(event.uid for event in news):
+            views = [self._core.inventory.by_uid(UUID(event.uid)) for event in news]
+        else:
+            views = list(self._core.inventory.guests())
+        for view in views:
+            if view is not None:
+                self._look_after(view)
+        for uid in [uid for uid in self._hubs if self._core.inventory.by_uid(uid) is None]:
+            self._drop(uid)
 
     def _look_after(self, view: GuestView) -> None:
         """Open the console of a guest that should have it open."""
@@ -253,7 +270,13 @@ class Consoles:
         if wanted and guest.uid not in self._pumps:
             task = asyncio.create_task(self._pump(guest.uid, view.key.host), name=f"console-{guest.uid}")
             self._pumps[guest.uid] = task
-            task.add_done_callback(lambda _done: self._pumps.pop(guest.uid, None))
+            task.add_done_callback(lambda done: self._pump_ended(guest.uid, done))
+
+    def _pump_ended(self, uid: UUID, pump: asyncio.Task[None]) -> None:
+        if self._pumps.get(uid) is pump:
+            del self._pumps[uid]
+        if not pump.cancelled() and (error := pump.exception()) is not None:
+            log.error("console_defect", uid=str(uid), exc_info=error)
 
     def _drop(self, uid: UUID) -> None:
         self._hubs.pop(uid, None)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+from virtd.backend.api import HostConfig
 from virtd.backend.capabilities import require
 from virtd.errors import (
     GUEST_NOT_ADOPTED,
@@ -159,6 +160,11 @@ def submission(call: Call, target: str, queue: str, warnings: Sequence[str] = ()
         reject_conflict=call.reject_conflict,
         warnings=tuple(warnings),
     )
+
+
+def is_local(config: HostConfig) -> bool:
+    """Whether the host's files are this machine's files."""
+    return not config.uri.partition("://")[2].partition("/")[0]
 
 
 def invalid_state(guest: Guest, verb: str) -> FailedPreconditionError:

@@ -78,17 +78,18 @@ class _Parser:
         return terms[0] if len(terms) == 1 else lambda lookup: all(term(lookup) for term in terms)
 
     def _not(self) -> Predicate:
+        position = self._tokens[self._at][2]
         if self._keyword("NOT") or self._take("minus"):
+            self._deeper(position)
             inner = self._not()
+            self._depth -= 1
             return lambda lookup: not inner(lookup)
         return self._term()
 
     def _term(self) -> Predicate:
         kind, value, position = self._tokens[self._at]
         if kind == "open":
-            self._depth += 1
-            if self._depth > _MAX_DEPTH:
-                raise _bad("nested too deeply", position)
+            self._deeper(position)
             self._at += 1
             inner = self._or()
             if not self._take("close"):
@@ -110,6 +111,11 @@ class _Parser:
         if value_kind == "quoted":
             wanted = re.sub(r"\\(.)", r"\1", wanted[1:-1])
         return _comparison(value, operator, wanted)
+
+    def _deeper(self, position: int) -> None:
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise _bad("nested too deeply", position)
 
     def _check_field(self, field: str, position: int) -> None:
         if field in self._fields:

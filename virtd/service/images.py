@@ -19,6 +19,7 @@ from virtd.errors import (
     IMAGE_IN_USE,
     IMAGE_INVALID,
     IMAGE_NOT_FOUND,
+    LIBVIRT_MISSING,
     STORAGE_FULL,
     AlreadyExistsError,
     FailedPreconditionError,
@@ -26,14 +27,16 @@ from virtd.errors import (
     InvalidArgumentError,
     NotFoundError,
     ResourceExhaustedError,
+    UnavailableError,
 )
+from virtd.inventory import HostLink
 from virtd.model.guest import DiskFormat
 from virtd.model.names import check_new_id
 from virtd.model.operation import Operation
-from virtd.model.storage import Image
+from virtd.model.storage import Image, PoolState
 from virtd.operations import Outcome, Run, Step, Verb
 from virtd.service.call import Call, Page, page_of
-from virtd.service.core import Core, once, submission
+from virtd.service.core import Core, is_local, once, submission
 from virtd.service.validate import check_allowed_path
 from virtd.store import Codec, Database
 
@@ -173,8 +176,9 @@ class ImportImage(Verb[ImportArguments]):
         return ImportArguments
 
     def steps(self, arguments: ImportArguments) -> list[Step[ImportArguments]]:
-        """Copy, then register."""
+        """Copy, then register.  After the check, a file of this name is this operation's own."""
         return [
+            Step("check", self._check, weight=0.1),
             Step("copy", self._copy, undo=self._remove, weight=20),
             Step("register", self._register, undo=self._unregister, cancellable=False),
         ]
@@ -190,6 +194,13 @@ class ImportImage(Verb[ImportArguments]):
 
     def _target(self, arguments: ImportArguments) -> Path:
         return self._core.options.image_directory / f"{arguments.image_id}.{arguments.format.value.lower()}"
+
+    async def _check(self, run: Run[ImportArguments]) -> None:
+        image_id = run.arguments.image_id
+        if await self._catalogue.find(image_id) is not None:
+            raise AlreadyExistsError(
+                IMAGE_EXISTS, f"there is an image {image_id} already", resource=f"images/{image_id}"
+            )
 
     async def _copy(self, run: Run[ImportArguments]) -> None:
         source, target = Path(run.arguments.path), self._target(run.arguments)
@@ -272,25 +283,30 @@ class DeleteImage(Verb[ImageArguments]):
         return [Step("delete", self._do, cancellable=False)]
 
     async def check_unused(self, image_id: str) -> None:
-        """Refuse when a volume of a reachable host has the image as its backing file.
+        """Refuse when a disk is based on the image, or when that cannot be known.
 
         :raises FailedPreconditionError: IMAGE_IN_USE.
+        :raises UnavailableError: HOST_UNREACHABLE, a host that may have such volumes does not answer.
         """
-        path = await self._catalogue.path(image_id)
+        path, name = await self._catalogue.path(image_id), f"images/{image_id}"
+        for view in self._core.inventory.guests():
+            for disk in view.guest.spec.disks:
+                if disk.image is not None and disk.image.image == name and not disk.image.copy:
+                    raise _in_use(name, f"disk {disk.name} of {view.guest.name}")
         for link in self._core.links.values():
-            storage = link.facets.storage if link.host.state == "CONNECTED" else None
-            if storage is None:
+            if is_local(link.config):  # nothing on another machine is based on a file of this one
+                await self._check_host(link, path, name)
+
+    async def _check_host(self, link: HostLink, path: str, name: str) -> None:
+        storage = link.facets.storage
+        if storage is None:
+            return
+        for pool in await link.call(storage.list_pools()):
+            if pool.state is not PoolState.ACTIVE:
                 continue
-            for pool in await link.call(storage.list_pools()):
-                if pool.state != "ACTIVE":
-                    continue
-                for volume in await link.call(storage.list_volumes(pool.name)):
-                    if volume.backing_path == path:
-                        raise FailedPreconditionError(
-                            IMAGE_IN_USE,
-                            f"volume {volume.name} of pool {pool.name} on {link.id} is based on image {image_id}",
-                            resource=f"images/{image_id}",
-                        )
+            for volume in await link.call(storage.list_volumes(pool.name)):
+                if volume.backing_path == path:
+                    raise _in_use(name, f"volume {volume.name} of pool {pool.name} on {link.id}")
 
     async def finish(self, run: Run[ImageArguments]) -> Outcome:
         """Nothing is left to show."""
@@ -310,6 +326,12 @@ class DeleteImage(Verb[ImageArguments]):
         )
 
 
+def _in_use(name: str, user: str) -> FailedPreconditionError:
+    return FailedPreconditionError(
+        IMAGE_IN_USE, f"{user} is based on {name}", resource=name, metadata={"used_by": user}
+    )
+
+
 async def inspect(path: str, format_: DiskFormat) -> dict[str, Any]:
     """Ask qemu-img whether a file is what it is said to be, and stands alone.
 
@@ -317,11 +339,17 @@ async def inspect(path: str, format_: DiskFormat) -> dict[str, Any]:
     file that the header names is refused, not followed.
 
     :raises InvalidArgumentError: IMAGE_INVALID.
+    :raises UnavailableError: LIBVIRT_MISSING, there is no qemu-img.
     """
-    process = await asyncio.create_subprocess_exec(
-        "qemu-img", "info", "--output=json", "-f", format_.value.lower(), path,
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+    try:
+        process = await asyncio.create_subprocess_exec(
+            "qemu-img", "info", "--output=json", "-f", format_.value.lower(), path,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise UnavailableError(
+            LIBVIRT_MISSING, "images cannot be looked at: qemu-img is not there; install qemu-utils"
+        ) from None
     out, err = await process.communicate()
     if process.returncode != 0:
         detail = err.decode(errors="replace").strip().splitlines()[-1:] or ["unknown"]

@@ -34,7 +34,8 @@ class Operations:
         predicate = compile_filter(filter_, FILTER_FIELDS)
         records = await self._core.engine.list()
         chosen = [record for record in records if predicate(_attributes(record).get)]
-        return page_of(chosen, page_size, page_token, lambda record: record.name)
+        chosen.sort(key=_order, reverse=True)
+        return page_of(chosen, page_size, page_token, _order, descending=True)
 
     async def cancel(self, call: Call, operation_id: str) -> Operation:
         """Ask it to stop.
@@ -54,6 +55,11 @@ class Operations:
     async def response(self, operation: Operation) -> Response | None:
         """What it answered: the resource as it was at its end."""
         return await self._core.engine.response(operation.name)
+
+
+def _order(record: Operation) -> str:
+    when = record.create_time
+    return f"{'' if when is None else when.isoformat(timespec='microseconds')} {record.name}"
 
 
 def _attributes(record: Operation) -> Mapping[str, str]:

@@ -16,7 +16,6 @@ from virtd.backend import capabilities as cap
 from virtd.backend.api import (
     DEFAULT_POOL,
     Fidelity,
-    HostConfig,
     NativePlan,
     ResolvedDisk,
     ResolvedGuest,
@@ -46,6 +45,7 @@ from virtd.model.guest import (
 )
 from virtd.model.host import HostFacts
 from virtd.model.names import parse, shown
+from virtd.service.core import is_local
 from virtd.service.images import ImageCatalogue
 from virtd.service.validate import check_allowed_path, check_spec
 
@@ -196,11 +196,6 @@ def choose_accelerator(spec: GuestSpec, facts: HostFacts) -> tuple[Accelerator, 
     raise _unsupported(
         "guest.spec.accelerator", f"{wanted.value} does not work on this host: {reason}", *usable, "AUTO"
     )
-
-
-def is_local(config: HostConfig) -> bool:
-    """Whether the host's files are this machine's files."""
-    return not config.uri.partition("://")[2].partition("/")[0]
 
 
 def _disk_defaults(disk: DiskSpec) -> DiskSpec:

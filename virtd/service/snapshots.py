@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC
 
 from virtd.backend import capabilities as cap
 from virtd.errors import (
@@ -84,7 +85,13 @@ class Snapshots:
     async def list(self, name: GuestName, page_size: int, page_token: str) -> Page[Snapshot]:
         """All of a guest's snapshots, parents before children."""
         records = [replace(s, name=f"{name}/snapshots/{s.name}") for s in await self._all(name)]
-        return page_of(records, page_size, page_token, lambda snapshot: snapshot.name)
+        # A child is never older than its parent, so that this is the tree's order, too.
+        depth: dict[str, int] = {}
+        for record in records:
+            depth[record.name] = depth.get(f"{name}/snapshots/{record.parent}", 0) + 1
+        order = {r.name: f"{_stamp(r)} {depth[r.name]:06} {r.name}" for r in records}
+        records.sort(key=lambda record: order[record.name])
+        return page_of(records, page_size, page_token, lambda record: order[record.name])
 
     async def revert(self, call: Call, name: GuestName, snapshot_id: str) -> Operation | None:
         """Make the guest what it was."""
@@ -115,3 +122,8 @@ class Snapshots:
         if facet is None:
             raise unsupported(cap.SNAPSHOT, "the host offers no snapshots", resource=str(name))
         return await link.call(facet.list_snapshots(view.guest.uid))
+
+
+def _stamp(snapshot: Snapshot) -> str:
+    when = snapshot.create_time
+    return "" if when is None else when.astimezone(UTC).isoformat(timespec="microseconds")

@@ -20,7 +20,7 @@ from virtd.errors import (
 from virtd.model.guest import DiskFormat
 from virtd.model.names import check_new_id
 from virtd.model.operation import Operation
-from virtd.model.storage import Pool, Volume
+from virtd.model.storage import Pool, PoolState, Volume
 from virtd.operations import Outcome, Run, Step, Verb
 from virtd.service.call import Call, Page, page_of
 from virtd.service.core import Core, once, submission
@@ -118,8 +118,7 @@ class Storage:
     @once
     async def delete_volume(self, call: Call, host: str, pool: str, volume: str) -> Operation | None:
         """Delete a volume that no guest uses."""
-        record = await self.get_volume(host, pool, volume)
-        check_unused(record)
+        record = await self.unused(host, pool, volume)
         if call.validate_only:
             return None
         arguments = VolumeArguments(host, pool, volume)
@@ -135,28 +134,51 @@ class Storage:
     async def _volumes(self, host: str, pool: str) -> list[Volume]:
         facet = self.facet(host)
         volumes = await self._core.link(host).call(facet.list_volumes(pool))
-        users: dict[str, list[str]] = {}
+        by_path: dict[str, set[str]] = {}
+        by_name: dict[str, set[str]] = {}
         for view in self._core.inventory.guests(host):
             for disk in view.guest.status.disks:
-                users.setdefault(disk.path, []).append(view.guest.name)
+                by_path.setdefault(disk.path, set()).add(view.guest.name)
+            for owned in view.owned_volumes:  # also of a guest that is being made, or that the host has lost
+                by_name.setdefault(owned, set()).add(view.guest.name)
         # A volume that another is based on is in use as well: deleting it would destroy both.
         for volume in volumes:
             if volume.backing_path:
-                users.setdefault(volume.backing_path, []).append(f"hosts/{host}/pools/{pool}/volumes/{volume.name}")
+                by_path.setdefault(volume.backing_path, set()).add(f"hosts/{host}/pools/{pool}/volumes/{volume.name}")
         return sorted(
             (
                 replace(
                     volume,
                     name=f"hosts/{host}/pools/{pool}/volumes/{volume.name}",
-                    used_by=tuple(users.get(volume.path, ())),
+                    used_by=tuple(
+                        sorted(by_path.get(volume.path, set()) | by_name.get(f"{pool}/{volume.name}", set()))
+                    ),
                 )
                 for volume in volumes
             ),
             key=lambda volume: volume.name,
         )
 
+    async def unused(self, host: str, pool: str, volume: str) -> Volume:
+        """The volume, if nobody uses it: no guest, and no volume of any pool that is based on it.
 
-def check_unused(volume: Volume) -> None:
+        :raises NotFoundError: POOL_NOT_FOUND or VOLUME_NOT_FOUND.
+        :raises FailedPreconditionError: VOLUME_IN_USE.
+        """
+        record = await self.get_volume(host, pool, volume)
+        _check_unused(record)
+        link, facet = self._core.link(host), self.facet(host)
+        for other in await link.call(facet.list_pools()):
+            if other.name != pool and other.state is PoolState.ACTIVE:
+                for entry in await link.call(facet.list_volumes(other.name)):
+                    if entry.backing_path == record.path:
+                        _check_unused(
+                            replace(record, used_by=(f"hosts/{host}/pools/{other.name}/volumes/{entry.name}",))
+                        )
+        return record
+
+
+def _check_unused(volume: Volume) -> None:
     """Refuse when somebody uses the volume.
 
     :raises FailedPreconditionError: VOLUME_IN_USE.
@@ -185,8 +207,20 @@ class CreateVolume(Verb[VolumeArguments]):
         return VolumeArguments
 
     def steps(self, arguments: VolumeArguments) -> Sequence[Step[VolumeArguments]]:
-        """One step.  After a crash, what is there under this name was begun by this very operation."""
-        return [Step("create", self._do, undo=self._undo)]
+        """After the check, what is there under this name was begun by this very operation."""
+        return [Step("check", self._check, weight=0.1), Step("create", self._do, undo=self._undo)]
+
+    async def _check(self, run: Run[VolumeArguments]) -> None:
+        arguments = run.arguments
+        try:
+            await self._storage.get_volume(arguments.host, arguments.pool, arguments.volume)
+        except NotFoundError as error:
+            if error.reason is VOLUME_NOT_FOUND:
+                return
+            raise
+        raise AlreadyExistsError(
+            VOLUME_EXISTS, f"pool {arguments.pool} has a volume {arguments.volume} already", resource=arguments.name
+        )
 
     async def _do(self, run: Run[VolumeArguments]) -> None:
         arguments = run.arguments
@@ -235,7 +269,7 @@ class DeleteVolume(Verb[VolumeArguments]):
         arguments = run.arguments
         facet, link = self._storage.facet(arguments.host), self._core.link(arguments.host)
         try:
-            check_unused(await self._storage.get_volume(arguments.host, arguments.pool, arguments.volume))
+            await self._storage.unused(arguments.host, arguments.pool, arguments.volume)
         except NotFoundError:
             return
         await link.call(facet.delete_volume(arguments.pool, arguments.volume, run))

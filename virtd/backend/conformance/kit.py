@@ -87,7 +87,12 @@ class Kit:
 
     def open(self) -> None:
         """Open the session under test."""
-        self._runner.run(self._open())
+        try:
+            self._runner.run(self._open())
+        except BaseException:
+            self._runner.close()
+            self._temporary.cleanup()
+            raise
 
     def close(self) -> None:
         """Remove everything and close the session."""
@@ -113,7 +118,11 @@ class Kit:
 
     async def _open(self) -> None:
         self.session = await self.open_session()
-        self.facts = await self.session.probe()
+        try:
+            self.facts = await self.session.probe()
+        except BaseException:
+            await self.session.close()
+            raise
         self.report.facts = self.facts
         source = self.facets.event_source
         if source is not None and self.declared(caps.EVENTS):
@@ -378,11 +387,13 @@ class Kit:
         self, capabilities: tuple[str, ...], body: Callable[[], Coroutine[Any, Any, None]]
     ) -> tuple[Outcome, str]:
         failed = True
+        heart = asyncio.create_task(self._beat())
         try:
             async with asyncio.timeout(self.provision.check_timeout_s):
                 outcome = await self._judge(capabilities, body)
             failed = False
         finally:
+            heart.cancel()
             # After a failure the sweep is a courtesy: its own trouble must not hide the cause.
             with suppress(*([Exception] if failed else [])):
                 async with asyncio.timeout(self.provision.check_timeout_s):
@@ -393,6 +404,15 @@ class Kit:
                     await self._sweep()
                     await self._assert_swept()
         return outcome
+
+    async def _beat(self) -> None:
+        """Notice how long the event loop was blocked: noted, not judged, because machines are busy."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + _POLL_S
+            await asyncio.sleep(_POLL_S)
+            late = max(loop.time() - due, float(self.report.notes.get("event_loop_blocked_s", 0)))
+            self.report.notes["event_loop_blocked_s"] = round(late, 3)
 
     async def _judge(
         self, capabilities: tuple[str, ...], body: Callable[[], Coroutine[Any, Any, None]]

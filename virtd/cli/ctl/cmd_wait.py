@@ -69,6 +69,7 @@ def _one(session: Session, given: str, host: str | None, goal: str, deadline: fl
         raise
     session.client().server.info()  # without patience: where no daemon is, that is said at once
     guests = session.client(ride_out_s=RIDE_OUT_S).guests
+    session.detail(f"waiting for {name}: {goal}")
     left = max(0.001, deadline - time.monotonic())
     if goal == "deleted":
         return guests.wait(name, deleted=True, timeout_s=left)

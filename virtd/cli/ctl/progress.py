@@ -12,7 +12,7 @@ from virtd.cli.ctl.errors import CtlError, explain
 from virtd.cli.ctl.exits import Exit
 from virtd.cli.ctl.session import RIDE_OUT_S, Session
 
-_INTERVAL_S = 0.2
+_INTERVAL_S = 0.25
 _AWAY = frozenset({"DAEMON_UNREACHABLE", "DAEMON_STOPPING", "GRPC_UNAVAILABLE"})
 
 
@@ -158,23 +158,31 @@ def wait_for(session: Session, operation: Any, *, deadline: float | None = None)
 def _progress(session: Session, operation: Any) -> Iterator[Any]:
     """The operation's metadata, also when nothing changes, so that the caller can look at the clock.
 
-    It returns at the end of the operation at once: each step is a WaitOperation.
+    It returns at the end of the operation at once.
     """
     yield operation.metadata
     current = operation
     while not current.done:
         try:
-            current.result(timeout_s=_INTERVAL_S)
+            _step(current)
         except Exception as error:
-            reason = explain(error).reason
-            if current.done or reason == "CLIENT_TIMEOUT":
-                pass  # its error is the caller's to raise; and a step that is over is no news
-            elif reason in _AWAY:
-                session.detail("the daemon is away; waiting for it")
-                current = session.client(ride_out_s=RIDE_OUT_S).operations.get(operation.name)
-            else:
+            if explain(error).reason not in _AWAY:
                 raise
+            session.detail("the daemon is away; waiting for it")
+            current = session.client(ride_out_s=RIDE_OUT_S).operations.get(operation.name)
         yield current.metadata
+
+
+def _step(operation: Any) -> None:
+    """Wait for the end for a moment, and else ask how it is; the operation's own error is not raised."""
+    try:
+        operation.result(timeout_s=_INTERVAL_S)
+    except Exception as error:
+        if operation.done:
+            return
+        if explain(error).reason != "CLIENT_TIMEOUT":
+            raise
+        operation.refresh()
 
 
 def run_operations(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from virtd.backend import capabilities as caps
-from virtd.backend.api import CallContext, VolumeRequest
+from virtd.backend.api import DEFAULT_POOL, CallContext, VolumeRequest
 from virtd.errors import (
     IMAGE_INVALID,
     POOL_NOT_FOUND,
@@ -24,7 +24,6 @@ from virtd.testing.fake.faults import NativeFailure
 from virtd.testing.fake.link import Facet, spi
 from virtd.testing.fake.state import FakePool, FakeVolume
 
-DEFAULT_POOL: Final = "default"
 _PIECES: Final = 8
 
 
@@ -40,7 +39,7 @@ class Storage(Facet):
     async def ensure_default_pool(self, context: CallContext) -> Pool:
         """See the SPI."""
         context.checkpoint()
-        path = str(Path(self._link.config.directory, "volumes"))
+        path = str(Path(self._link.config.directory, "pool"))
         return self._pool(await self._native.pool_create(DEFAULT_POOL, path))
 
     @spi
