@@ -232,15 +232,15 @@ class Daemon:
         for added in self.services.hosts.load_added():
             if added.id not in self.core.links:
                 self.core.links[added.id] = self._make_link(added.id, added.uri, "added", added.labels)
-        if not config.discovery.enabled:
-            return
         backends = list(self.core.plugins.backends.values())
-        was_embedded = self._remembered("embedded")
+        was_embedded = config.discovery.enabled and self._remembered("embedded")
         if config.discovery.embedded is Embedded.ALWAYS or (
             was_embedded and config.discovery.embedded is Embedded.AUTO
         ):
             # Once guests may live in the private service, it stays, whatever else appears beside it.
             self._embed(backends)
+        if not config.discovery.enabled:
+            return
         found = [] if config.hosts else await self._discover(backends)
         for backend, host_id, uri in found:
             unique = host_id if host_id not in self.core.links else "system"

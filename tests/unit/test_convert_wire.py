@@ -17,7 +17,8 @@ from virtd.model.guest import Guest, GuestSpec, GuestStatus
 from virtd.model.operation import Operation, OperationState
 from virtd.model.snapshot import Snapshot
 from virtd.model.storage import Image, Volume
-from virtd.rpc.convert import ENCODERS, to_longrunning
+from virtd.rpc.convert import ENCODERS
+from virtd.rpc.convert.operations import to_longrunning
 from virtd.rpc.convert.events import EventEncoder, encode_event
 from virtd.rpc.convert.operations import Response
 from virtd.rpc.convert.wire import nested, repeated, tag, varint

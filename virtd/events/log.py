@@ -117,7 +117,6 @@ class EventLog:
     async def flush(self) -> None:
         """Return when everything emitted so far is published."""
         target = self._next - 1
-        await self._database.write(lambda _connection: None)
         while self.head < target and not self._closed:
             await self._wait_news(1.0)
 

@@ -144,9 +144,11 @@ class Database:
         except sqlite3.Error as error:
             with suppress(sqlite3.Error):
                 self._writer.execute("ROLLBACK")
-            problem = translate(error, self.path)
-            for _, future in batch:
-                future.set_exception(problem)
+            if len(batch) > 1:  # the fault of one, perhaps: what fits on the disk is not to suffer for what does not
+                for entry in batch:
+                    self._commit([entry])
+                return
+            batch[0][1].set_exception(translate(error, self.path))
             return
         seconds = _clock() - started
         for future, value, failure in done:

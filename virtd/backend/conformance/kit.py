@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import functools
 import inspect
 import tempfile
@@ -363,7 +364,9 @@ class Kit:
     async def unchanged(self, before: str, what: str) -> None:
         """Nothing may be different from ``before`` (see :meth:`digest`)."""
         after = await self.digest()
-        assert after == before, f"{what} left something behind"
+        lines = difflib.unified_diff(before.splitlines(), after.splitlines(), "before", "after", n=0, lineterm="")
+        changes = "\n".join(line[:300] for line in lines)
+        assert not changes, f"{what} left something behind:\n{changes}"
 
     # ---------------------------------------------------------------------------------- checks
 

@@ -6,6 +6,5 @@ joins encoded parts, ``encoders`` is what the layers below are given.
 
 from virtd.rpc.convert.encoders import ENCODERS
 from virtd.rpc.convert.generic import enum_member, from_message, to_message
-from virtd.rpc.convert.operations import to_longrunning
 
-__all__ = ["ENCODERS", "enum_member", "from_message", "to_longrunning", "to_message"]
+__all__ = ["ENCODERS", "enum_member", "from_message", "to_message"]

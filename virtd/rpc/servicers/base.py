@@ -10,7 +10,7 @@ from virtd.errors import invalid_field
 from virtd.model.names import GuestName, parse, parse_guest, parse_host
 from virtd.model.operation import Operation, OperationState
 from virtd.rpc.context import current
-from virtd.rpc.convert import to_longrunning
+from virtd.rpc.convert.operations import to_longrunning
 from virtd.service import Services
 from virtd.service.call import Call
 
