@@ -76,7 +76,7 @@ FIELD_INVALID = _reason("FIELD_INVALID", "InvalidArgument",
     "Correct the field that the BadRequest detail names and send the request again.")
 FIELD_UNSUPPORTED = _reason("FIELD_UNSUPPORTED", "InvalidArgument",
     "A field is valid, but this host cannot do what it asks.",
-    "Use one of the alternatives in the detail, or another host; `guestctl capabilities HOST` lists what a host can do.")
+    "Use one of the alternatives, or another host; `guestctl capabilities HOST` lists what a host can do.")
 PATH_NOT_ALLOWED = _reason("PATH_NOT_ALLOWED", "InvalidArgument",
     "A host path lies outside the directories that the configuration allows.",
     "Move the file into an allowed directory, import it as an image, or extend `storage.allowed_directories`.")
@@ -366,7 +366,7 @@ class DeadlineExceededError(VirtdError):
 
 
 class CancelledError(VirtdError):
-    """Ended on request.  (Not asyncio's CancelledError: this one is a result, not a signal.)"""
+    """Ended on request: a result, where asyncio's CancelledError is a signal."""
 
 
 class InternalError(VirtdError):

@@ -117,7 +117,7 @@ class LibvirtOutside:
         return self._connect().lookupByUUID(uuid.bytes)
 
     def _connect(self) -> Any:
-        if self._connection is None:
+        if self._connection is None or not self._connection.isAlive():
             self._connection = libvirt.open(self._uri)
         return self._connection
 

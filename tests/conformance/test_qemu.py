@@ -85,6 +85,19 @@ class Guests:
         return self.from_disk(name, uuid, Firmware.UEFI)
 
 
+class Daemon:
+    """The way to the host: libvirtd itself is away for a while.  Guests go on without it."""
+
+    def __init__(self, daemon: PrivateLibvirt) -> None:
+        self._daemon = daemon
+
+    async def cut(self) -> None:
+        await self._daemon.stop()
+
+    async def restore(self) -> None:
+        await self._daemon.start()
+
+
 @pytest.fixture(scope="module")
 def provision(libvirt_host: PrivateLibvirt, demo: DemoGuest) -> Iterator[Provision]:
     directory = libvirt_host.directory / "virtd"
@@ -121,6 +134,7 @@ def provision(libvirt_host: PrivateLibvirt, demo: DemoGuest) -> Iterator[Provisi
         faults=LibvirtFaults(),
         golden_directory=GOLDEN / "libvirt-qemu",
         outside=outside,
+        connection=Daemon(libvirt_host),
         directory=directory,
         allowed_directories=(str(libvirt_host.directory), str(demo.kernel.parent)),
         parallel=8,

@@ -18,9 +18,8 @@ from virtd.model.operation import Operation, OperationState
 from virtd.model.snapshot import Snapshot
 from virtd.model.storage import Image, Volume
 from virtd.rpc.convert import ENCODERS
-from virtd.rpc.convert.operations import to_longrunning
 from virtd.rpc.convert.events import EventEncoder, encode_event
-from virtd.rpc.convert.operations import Response
+from virtd.rpc.convert.operations import Response, to_longrunning
 from virtd.rpc.convert.wire import nested, repeated, tag, varint
 from virtd.rpc.status import from_status
 from virtd.v1 import event_pb2, guest_pb2, guest_service_pb2, image_pb2, operation_pb2, snapshot_pb2, storage_pb2

@@ -227,7 +227,8 @@ class Discovery(Section):
     enabled: bool = Field(
         default=_plain_default(model.DiscoveryConfig, "enabled"),
         description="Where no host is configured, look for the hypervisors of this machine and add them as hosts. "
-        "`false`: there are only the hosts that are configured or added, and no private libvirt daemon either.",
+        "`false`: there are only the hosts that are configured or added, and a private libvirt daemon only where "
+        "`embedded` is `always`.",
     )
     embedded: Embedded = Field(
         default=_plain_default(model.DiscoveryConfig, "embedded"),

@@ -25,9 +25,10 @@ class EventType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event.  ``payload`` is the resource's protobuf encoding after the change, made once and
-    shared by every watcher (empty for a removal); the event log does not look inside it.
+    """One event.
 
+    ``payload`` is the resource's protobuf encoding after the change, made once and shared by every
+    watcher (empty for a removal); the event log does not look inside it.
     ``attributes`` carry what filters use and what a person wants at a glance
     (``state``, ``previous_state``, ``reason``, ``verb``).
     """

@@ -25,7 +25,7 @@ class GuestState(StrEnum):
 
 
 class Presence(StrEnum):
-    """ "I cannot see it" (UNKNOWN) is never "it is gone" (ABSENT)."""
+    """Not to see a guest (UNKNOWN) is never to know that it is gone (ABSENT)."""
 
     PRESENT = "PRESENT"
     ABSENT = "ABSENT"

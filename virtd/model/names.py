@@ -19,6 +19,9 @@ _ID: Final = re.compile(ID_PATTERN)
 _FOREIGN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~+@-]{0,127}")
 _SLUG: Final = re.compile(r"[^A-Za-z0-9._~+@-]+")
 
+SHOWN_MAX: Final = 80
+"""Somebody else's text in a message of ours is cut to so many characters."""
+
 WILDCARD: Final = "-"
 """In a parent, reads across all collections (AIP-159)."""
 
@@ -53,7 +56,7 @@ def check_new_id(value: str, field: str) -> str:
 def shown(value: str) -> str:
     """``value`` quoted, escaped and cut, fit to stand in an error message or a log line."""
     text = ascii(value)
-    return text if len(text) <= 80 else text[:77] + "..." + text[-1]
+    return text if len(text) <= SHOWN_MAX else text[: SHOWN_MAX - 4] + "..." + text[-1]
 
 
 def slug(native_name: str) -> str:
