@@ -139,6 +139,7 @@ def provision(libvirt_host: PrivateLibvirt, demo: DemoGuest) -> Iterator[Provisi
         allowed_directories=(str(libvirt_host.directory), str(demo.kernel.parent)),
         parallel=8,
         max_faults=3,
+        call_timeout_s=10,
         check_timeout_s=300,
         event_timeout_s=20,
     )

@@ -1,4 +1,7 @@
-"""The Python client's unary calls: errors, repetition, pages, time limits."""
+"""The Python client's unary calls: errors, repetition, pages, time limits.
+
+Longer than 500 lines because every way in which a call can end is here, beside the others.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The Python client's streams: the watch that resumes by itself, and consoles."""
+"""The Python client's streams: the watch that resumes by itself, and consoles.
+
+Longer than 500 lines because the watch and the console share one scripted network that breaks.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Actions: what is sent, how their operations are waited for, and what is said of their ends."""
+"""Actions: what is sent, how their operations are waited for, and what is said of their ends.
+
+Longer than 500 lines because all verbs are held to the same table of ends.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""``get``, ``describe`` and their like: what is shown, and what is said of what cannot be."""
+"""``get``, ``describe`` and their like: what is shown, and what is said of what cannot be.
+
+Longer than 500 lines because every type is shown in every format.
+"""
 
 from __future__ import annotations
 

@@ -176,6 +176,19 @@ async def test_a_full_disk_is_told_and_changes_nothing(database: Database) -> No
     assert keys(database) == {"small", "big"}
 
 
+def test_what_fits_is_written_although_something_in_its_group_does_not(database: Database) -> None:
+    fill(database)
+    gate = threading.Event()
+    database.submit(lambda _connection: gate.wait(5))
+    before, big, after = database.submit(put("a")), database.submit(put("big", BIG)), database.submit(put("b"))
+    gate.set()
+    before.result(5)
+    after.result(5)
+    with pytest.raises(ResourceExhaustedError):
+        big.result(5)
+    assert keys(database) == {"a", "b"}
+
+
 _LIMITED = """
 import asyncio, resource, signal, sys
 from pathlib import Path

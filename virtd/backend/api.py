@@ -4,6 +4,9 @@ Level 0 is :class:`Backend` (stateless, made once) and :class:`HostSession` (one
 connection).  The facets are separate Protocols, collected in :class:`Facets`: a field that is not
 None, together with the probe's word, is a capability.
 
+Longer than 500 lines because it is read from top to bottom by whoever writes a backend: the whole
+contract in one place.
+
 Rules for every method
 ----------------------
 * **Stateless per call.** The truth is the hypervisor's; sessions keep connections, not facts.
@@ -619,7 +622,10 @@ class HostSession(Protocol):
         """
 
     async def stop_guest(self, uuid: UUID, context: CallContext) -> None:
-        """Cut the power, whatever the state, unknown ones included.  Idempotent."""
+        """Cut the power, whatever the state, unknown ones included.
+
+        Idempotent: a guest that is stopped, suspended (its saved state stays) or not there succeeds.
+        """
 
 
 class Backend(Protocol):

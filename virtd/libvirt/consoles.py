@@ -80,7 +80,8 @@ class Console:
         self._stream: Final = stream
         self._loop: Final = loop
         self._received: Final[deque[bytes]] = deque()
-        self._size = 0
+        self._unread = 0
+        self._lock: Final = threading.Lock()
         self._arrived: Final = asyncio.Event()
         self._ended = False
         self._closing = False
@@ -100,8 +101,9 @@ class Console:
             await self._arrived.wait()
         data = b"".join(self._received)
         self._received.clear()
-        was_full = self._size >= _HIGH_WATER
-        self._size = 0
+        with self._lock:
+            was_full = self._unread >= _HIGH_WATER
+            self._unread -= len(data)
         if was_full:
             on_event_thread(self._continue_reading)
         return data
@@ -127,7 +129,6 @@ class Console:
     def _deliver(self, data: bytes) -> None:
         if not self._closing:
             self._received.append(data)
-            self._size += len(data)
             self._arrived.set()
 
     def _end(self) -> None:
@@ -175,9 +176,12 @@ class Console:
             if not data:
                 self._finish()
                 return
+            # Counted here and not on the loop: a loop that is busy must not let the bytes pile up.
+            with self._lock:
+                self._unread += len(data)
+                self._paused = self._unread >= _HIGH_WATER
             self._hand_over(self._deliver, data)
-            if self._size + len(data) >= _HIGH_WATER:
-                self._paused = True
+            if self._paused:
                 self._stream.eventUpdateCallback(_END)
 
     def _continue_reading(self) -> None:

@@ -58,6 +58,8 @@ log = structlog.get_logger(__name__)
 R = TypeVar("R")
 
 DEFAULT_TIMEOUT_S: Final = 1800.0
+ENDING_S: Final = 2.0
+"""How long a cancel waits for an operation that is about to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +313,10 @@ class Engine:
         """
         task = self._live.get(name)
         if task is not None and task.ending:
-            await task.ended.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(task.ended.wait(), ENDING_S)
+            if not task.record.state.terminal:  # the disk is full: its end waits for room
+                raise FailedPreconditionError(OPERATION_NOT_CANCELLABLE, f"{name} is about to end", resource=name)
         if task is None or task.record.state.terminal:
             record = task.record if task is not None else await self.get(name)
             if record.state is OperationState.CANCELLED:

@@ -202,6 +202,7 @@ class Worker:
             if not work.done():
                 work.cancel()
                 await asyncio.wait({work}, timeout=1.0)
+            work.add_done_callback(_seen)
 
     async def _give_up(self, task: Task, failure: VirtdError) -> None:
         failure.with_resource(task.record.target)
@@ -276,6 +277,12 @@ class Worker:
             delay = min(delay * 2, RETRY_MAX_S)
         task.record = ended
         self._tell_end(ended)
+
+
+def _seen(work: asyncio.Future[None]) -> None:
+    """Nobody waits for it any more: how it ended is of no interest, also not to the log."""
+    if not work.cancelled():
+        work.exception()
 
 
 def _recorded_error(task: Task) -> VirtdError:

@@ -126,6 +126,8 @@ class Database:
                         future.set_exception(InternalError(INTERNAL_ERROR, f"the journal hit a defect: {error!r}"))
 
     def _commit(self, batch: list[tuple[Work[object], Future[object]]]) -> None:
+        if not batch:
+            return
         done: list[tuple[Future[object], object, BaseException | None]] = []
         started = _clock()
         try:

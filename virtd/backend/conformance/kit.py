@@ -111,6 +111,7 @@ class Kit:
             directory=str(self.directory),
             allowed_directories=(*self.provision.allowed_directories, str(self.directory), self._temporary.name),
             options=dict(self.provision.options),
+            call_timeout_s=self.provision.call_timeout_s,
         )
 
     async def open_session(self) -> HostSession:

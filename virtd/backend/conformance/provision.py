@@ -128,6 +128,7 @@ class Provision:
     :param directory: ``HostConfig.directory``; a temporary one by default.
     :param allowed_directories: see HostConfig.
     :param options: see HostConfig.
+    :param call_timeout_s: see HostConfig.
     :param parallel: how many guests are made at the same time.
     :param max_faults: how many native calls of one SPI call are made to fail; None: each of them.
     :param check_timeout_s: how long one check may take.
@@ -149,6 +150,7 @@ class Provision:
     directory: Path | None = None
     allowed_directories: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
+    call_timeout_s: float = 30.0
     parallel: int = 50
     max_faults: int | None = None
     check_timeout_s: float = 60.0
