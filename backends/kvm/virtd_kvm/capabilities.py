@@ -32,7 +32,6 @@ _DECLARED: Final = (
     ids.VOLUMES,
     ids.NETWORKS,
     ids.EVENTS,
-    ids.ACCELERATION,
     ids.DIRECT_KERNEL_BOOT,
     ids.DISK_BOOT,
     ids.UEFI,
@@ -45,6 +44,12 @@ DECLARED: Final = complete(
         *(
             Capability(id_, CapabilityLevel.PARTIAL, CapabilityProvenance.DECLARED, SNAPSHOT_LIMITS)
             for id_ in (ids.SNAPSHOT, ids.SNAPSHOT_MEMORY)
+        ),
+        Capability(
+            ids.ACCELERATION,
+            CapabilityLevel.UNKNOWN,
+            CapabilityProvenance.DECLARED,
+            "only running a guest tells; a probe of the host does",
         ),
     ]
 )
