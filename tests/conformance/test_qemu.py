@@ -16,7 +16,7 @@ from virtd_kvm.backend import KvmBackend
 
 from tests.conformance.libvirt_host import GOLDEN, LibvirtFaults, LibvirtOutside
 from tests.guests import CMDLINE, DemoGuest
-from tests.qemu.fixtures import MIB, READY, demo, libvirt_host, mac_of
+from tests.qemu.fixtures import MIB, READY, DaemonConnection, demo, libvirt_host, mac_of
 from virtd.backend.api import ResolvedDisk, ResolvedGuest, ResolvedInterface
 from virtd.backend.conformance.suite import *  # noqa: F403 - the kit is one import
 from virtd.backend.conformance.suite import Bootable, Provision, plain_guest
@@ -36,7 +36,7 @@ __all__ = ["demo", "libvirt_host"]
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600)]
 
 MEMORY = 192 * MIB
-UEFI_MEMORY = 256 * MIB  # GRUB under UEFI runs out of memory with less
+UEFI_MEMORY = 320 * MIB  # GRUB under UEFI runs out of memory with 192
 
 
 @dataclass(frozen=True)
@@ -85,19 +85,6 @@ class Guests:
         return self.from_disk(name, uuid, Firmware.UEFI)
 
 
-class Daemon:
-    """The way to the host: libvirtd itself is away for a while.  Guests go on without it."""
-
-    def __init__(self, daemon: PrivateLibvirt) -> None:
-        self._daemon = daemon
-
-    async def cut(self) -> None:
-        await self._daemon.stop()
-
-    async def restore(self) -> None:
-        await self._daemon.start()
-
-
 @pytest.fixture(scope="module")
 def provision(libvirt_host: PrivateLibvirt, demo: DemoGuest) -> Iterator[Provision]:
     directory = libvirt_host.directory / "virtd"
@@ -134,7 +121,7 @@ def provision(libvirt_host: PrivateLibvirt, demo: DemoGuest) -> Iterator[Provisi
         faults=LibvirtFaults(),
         golden_directory=GOLDEN / "libvirt-qemu",
         outside=outside,
-        connection=Daemon(libvirt_host),
+        connection=DaemonConnection(libvirt_host),
         directory=directory,
         allowed_directories=(str(libvirt_host.directory), str(demo.kernel.parent)),
         parallel=8,

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -325,16 +326,19 @@ class Demo:
         return self.client.agent.exec(self.name, "/bin/test", ["-e", path], timeout_s=30).exit_code == 0
 
     def _console_line(self, wanted: bytes, timeout_s: float, *, offset: int) -> str:
-        deadline = time.monotonic() + timeout_s
         seen = b""
         with self.client.console.attach(self.name, read_only=True, offset=offset) as console:
-            for item in console:
-                if isinstance(item, ConsoleData):
-                    seen += item.data
-                    if wanted in seen:
-                        return wanted.decode()
-                if time.monotonic() > deadline:
-                    break
+            # A guest that prints nothing must not keep us for ever: closing ends the loop.
+            timer = threading.Timer(timeout_s, console.close)
+            timer.start()
+            try:
+                for item in console:
+                    if isinstance(item, ConsoleData):
+                        seen += item.data
+                        if wanted in seen:
+                            return wanted.decode()
+            finally:
+                timer.cancel()
         raise DemoError(f"no {wanted!r} on the console; it printed {seen[-500:]!r}")
 
     def _poll(self, what: str, timeout_s: float, look: Callable[[], T | None]) -> T:

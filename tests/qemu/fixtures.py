@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -57,6 +58,8 @@ MIB = 1 << 20
 DEMO_MEMORY = 192 * MIB
 BOOT_S = 90.0
 READY = b"demo: ready"
+_PREFIX = "virtd-lv-"
+_OWNER = "owner"  # the test process holds its lock
 
 
 class Context:
@@ -96,18 +99,39 @@ class Context:
 
 @contextlib.contextmanager
 def private_libvirt(*, network_namespace: bool = False) -> Iterator[PrivateLibvirt]:
-    """A private libvirtd in a temporary directory; everything that runs on it is ended afterwards."""
+    """A private libvirtd in a temporary directory; everything that runs on it is ended afterwards.
+
+    Also after SIGTERM, which unwinds the run as Ctrl-C does.  What a killed run has left is removed first.
+    """
+    remove_abandoned()
     # Not pytest's directory: a socket's path may have 107 bytes only.
-    directory = Path(tempfile.mkdtemp(prefix="virtd-lv-"))
+    directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
     daemon = PrivateLibvirt(directory, cache=cache_root() / "libvirt", network_namespace=network_namespace)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        daemon.start_blocking()
-        yield daemon
+        with (directory / "new").open("w") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX)
+            (directory / "new").rename(directory / _OWNER)  # never seen without the lock
+            daemon.start_blocking()
+            yield daemon
     finally:
-        _destroy_all(daemon)
-        daemon.stop_blocking()
-        _kill_leftovers(directory)
-        shutil.rmtree(directory, ignore_errors=True)
+        _end(daemon)
+        signal.signal(signal.SIGTERM, before)
+
+
+def remove_abandoned() -> None:
+    """End the daemons of runs that were killed: their directories are there, but nobody holds the lock."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError), (directory / _OWNER).open() as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _end(PrivateLibvirt(directory, cache=cache_root() / "libvirt"))
+
+
+def _end(daemon: PrivateLibvirt) -> None:
+    _destroy_all(daemon)
+    daemon.stop_blocking()
+    _kill_leftovers(daemon.directory)
+    shutil.rmtree(daemon.directory, ignore_errors=True)
 
 
 def _destroy_all(daemon: PrivateLibvirt) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from typing import Any
 
+import libvirt
 import pytest
 
 from tests.qemu.fixtures import Context, Lab, eventually, read_until
 from virtd.backend.api import SnapshotRequest
-from virtd.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
+from virtd.errors import CancelledError, FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
 from virtd.model.console import AgentCommand
 from virtd.model.guest import DiskFormat, Firmware, GuestState
 from virtd.model.snapshot import SnapshotKind
@@ -155,6 +158,52 @@ async def test_suspend_and_restore(lab: Lab) -> None:
     await suspend.discard_saved_state(uuid, Context())
     await suspend.discard_saved_state(uuid, Context())
     assert await lab.state(uuid) is GuestState.STOPPED
+
+
+def _save_late(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cancel the operation when its save is complete, before it can notice."""
+    save = libvirt.virDomain.managedSave
+
+    def wrapper(domain: Any, flags: int = 0) -> None:
+        save(domain, flags)
+        context.cancel()
+        time.sleep(1.5)  # it is looked at twice a second whether somebody has cancelled
+
+    monkeypatch.setattr(libvirt.virDomain, "managedSave", wrapper)
+
+
+@pytest.mark.parametrize("state", [GuestState.RUNNING, GuestState.PAUSED])
+async def test_suspend_that_is_cancelled_too_late_is_undone(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, state: GuestState
+) -> None:
+    uuid = await lab.running(lab.empty("late"))
+    facets, context = lab.session.facets, Context()
+    assert facets.suspend and facets.pause
+    if state is GuestState.PAUSED:
+        await facets.pause.pause_guest(uuid, Context())
+    _save_late(context, monkeypatch)
+    with pytest.raises(CancelledError):
+        await facets.suspend.suspend_guest(uuid, context)
+    assert await lab.state(uuid) is state
+    assert ("SUSPENDED", "SAVED") in lab.events.states(uuid)
+    assert not (await lab.session.get_guest(uuid)).has_saved_state
+
+
+async def test_suspend_that_cannot_be_undone_is_done(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    uuid = await lab.running(lab.empty("kept"))
+    suspend, context = lab.session.facets.suspend, Context()
+    assert suspend is not None
+    _save_late(context, monkeypatch)
+
+    def refuse(_domain: Any) -> None:
+        raise libvirt.libvirtError("told to fail")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(libvirt.virDomain, "create", refuse)
+        await suspend.suspend_guest(uuid, context)
+    assert await lab.state(uuid) is GuestState.SUSPENDED
+    assert len(context.notes) == 1
+    await suspend.discard_saved_state(uuid, Context())
 
 
 async def test_stop_and_undefine_of_what_is_not_there(lab: Lab) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
+import libvirt
 import pytest
 from virtd_kvm.places import SYSTEM_POOL, default_pool_path
 
@@ -180,6 +183,58 @@ async def test_cancelled_copy_is_undone(lab: Lab, tmp_path: Path) -> None:
     context.cancel()
     async with asyncio.timeout(10):
         await fails(work, "OPERATION_CANCELLED")
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("how", ["blank", "overlay", "upload", "convert"])
+async def test_volume_that_cannot_be_read_is_not_left(
+    lab: Lab, holes: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    storage, name = storage_of(lab), f"unread-{uuid4().hex[:6]}"
+    requests = {
+        "blank": VolumeRequest("virtd", name, QCOW2, MIB),
+        "overlay": VolumeRequest("virtd", name, QCOW2, None, str(lab.demo.disk), QCOW2, overlay=True),
+        "upload": VolumeRequest("virtd", name, RAW, None, str(holes), RAW),
+        "convert": VolumeRequest("virtd", name, QCOW2, None, str(holes), RAW),
+    }
+    path = Path((await storage.ensure_default_pool(Context())).path) / name
+    read, existed = libvirt.virStorageVol.XMLDesc, []
+
+    def fail(volume: Any, flags: int = 0) -> str:
+        if volume.name() == name:
+            existed.append(path.exists())
+            raise libvirt.libvirtError("told to fail")
+        return str(read(volume, flags))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(libvirt.virStorageVol, "XMLDesc", fail)
+        await fails(storage.create_volume(requests[how], Context()), "BACKEND_ERROR")
+    assert existed == [True]
+    assert not path.exists()
+    lab.volumes.append(name)
+    await storage.create_volume(requests[how], Context())
+
+
+@pytest.mark.parametrize("how", ["upload", "convert"])
+async def test_cancel_that_comes_when_the_copy_is_made(
+    lab: Lab, holes: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The last moment: all bytes are there, and only the answer is missing."""
+    storage, context, name = storage_of(lab), Context(), f"late-{uuid4().hex[:6]}"
+    path = Path((await storage.ensure_default_pool(Context())).path) / name
+    read, existed = libvirt.virStorageVol.XMLDesc, []
+
+    def read_late(volume: Any, flags: int = 0) -> str:
+        if volume.name() == name:
+            existed.append(path.exists())
+            context.cancel()
+            time.sleep(1)  # it is looked at four times a second whether somebody has cancelled
+        return str(read(volume, flags))
+
+    monkeypatch.setattr(libvirt.virStorageVol, "XMLDesc", read_late)
+    request = VolumeRequest("virtd", name, RAW if how == "upload" else QCOW2, None, str(holes), RAW)
+    await fails(storage.create_volume(request, context), "OPERATION_CANCELLED")
+    assert existed == [True]
     assert not path.exists()
 
 

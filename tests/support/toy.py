@@ -233,6 +233,7 @@ class Rig:
         for runner in runners:
             runner.cancel()
         await asyncio.gather(*runners, return_exceptions=True)
+        await self.database.write(lambda _connection: None)  # what had reached the disk has reached it
         self.boot()
         await self.engine.recover()
 

@@ -503,17 +503,31 @@ async def test_a_disk_that_fills_up_delays_the_end_and_does_not_falsify_it(rig: 
     await until(lambda: ("a", 1) in rig.world.half)
     rig.fuse.full = True
     rig.world.released.set()
-    # The next step cannot be journalled, so it does not begin, and the others are undone; the end waits.
-    await until(lambda: not rig.world.done)
+    # The next step cannot be journalled, so it does not begin.  The last one is undone, which may make
+    # room; the others have to wait, for after a crash now the journal would send us forward over them.
+    await until(lambda: rig.world.undone["a", 1] == 1)
     await asyncio.sleep(0.05)
+    assert rig.world.done == {("a", 0)}
     assert not (await rig.engine.get(started.name)).state.terminal
     rig.fuse.full = False
     ended = await rig.end(started)
     assert ended.state is S.FAILED
     assert ended.error is not None
     assert ended.error.reason == "STORAGE_FULL"
+    assert rig.world.done == set()
     assert rig.world.effects["a", 2] == 0
     assert rig.world.undone["a", 2] == 0, "what has not begun is not undone"
+
+
+async def test_a_crash_while_a_full_disk_keeps_undoing_back_goes_forward_again(rig: Rig) -> None:
+    started = await rig.submit("a", "ok", "hang", "ok")
+    await until(lambda: ("a", 1) in rig.world.half)
+    rig.fuse.full = True
+    rig.world.released.set()
+    await until(lambda: rig.world.undone["a", 1] == 1)
+    await rig.crash()
+    assert (await rig.end(started)).state is S.SUCCEEDED
+    assert rig.world.done == {("a", 0), ("a", 1), ("a", 2)}
 
 
 # --------------------------------------------------------------------------------------- restarts

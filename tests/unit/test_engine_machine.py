@@ -86,7 +86,7 @@ ACTIONS = st.one_of(
 
 
 @settings(
-    max_examples=120,
+    max_examples=80,
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example, HealthCheck.data_too_large],

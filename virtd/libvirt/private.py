@@ -52,6 +52,8 @@ for pair in "$1/etc:/etc/libvirt" "$1/run:/run/libvirt" "$1/lib:/var/lib/libvirt
   mkdir -p "${pair##*:}"
   mount --bind "${pair%:*}" "${pair##*:}"
 done
+# libvirt locks consoles below /var/lock, which is missing in a container that nothing has booted.
+mkdir -p -m 1777 /run/lock
 if [ "$4" = net ]; then ip link set lo up; fi
 exec "$3" --pid-file "$1/libvirtd.pid"
 """

@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Final
 from uuid import uuid4
@@ -171,14 +170,16 @@ class Storage:
             _refuse_existing(pool, request.name)
             if request.overlay:
                 _check_backing(connection, request)
-            return _read_volume(pool.createXML(wanted.to_xml(), 0))
+            return _read_made(pool.createXML(wanted.to_xml(), 0))
 
         return await self._connections.call("virStorageVolCreateXML", run, lane=LaneName.BULK, unlimited=True)
 
     async def delete_volume(self, pool: str, name: str, context: CallContext) -> None:
         """Delete it.  Idempotent, also when the whole pool is gone."""
         context.checkpoint()
+        await self._remove(pool, name)
 
+    async def _remove(self, pool: str, name: str) -> None:
         def run(connection: Any) -> None:
             found = _pool_or_none(connection, pool)
             if found is None:
@@ -225,7 +226,7 @@ class Storage:
                 with contextlib.suppress(libvirt.libvirtError):
                     _delete(volume)
                 raise
-            return _read_volume(volume)
+            return _read_made(volume)
 
         work = asyncio.ensure_future(
             self._connections.call("virStorageVolUpload", run, lane=LaneName.BULK, unlimited=True)
@@ -235,12 +236,12 @@ class Storage:
             context,
             report=lambda: _report(context, transfer.done_bytes, transfer.size),
             stop=transfer.cancel,
+            undo=lambda: self._remove(request.pool, request.name),
         )
 
     async def _convert(self, request: VolumeRequest, context: CallContext) -> Volume:
         """Let the host copy or convert.  The native call cannot be aborted: a cancel waits for it."""
         source_format = _FORMATS[request.source_format or request.format]
-        stopped = _Flag()
 
         def run(connection: Any) -> Volume:
             pool = _active_pool(connection, request.pool)
@@ -258,28 +259,32 @@ class Storage:
                     if _is_full(pool, seen.allocation_bytes):
                         raise _full(error, "virStorageVolCreateXMLFrom") from error
                     raise
-            if stopped.value:
-                _delete(volume)
-            return _read_volume(volume) if not stopped.value else Volume(request.name)
+            return _read_made(volume)
 
         work = asyncio.ensure_future(
             self._connections.call("virStorageVolCreateXMLFrom", run, lane=LaneName.BULK, unlimited=True)
         )
-        return await _watch(work, context, report=context.progress, stop=stopped.set)
-
-
-@dataclass(slots=True)
-class _Flag:
-    value: bool = False
-
-    def set(self) -> None:
-        self.value = True
+        return await _watch(
+            work,
+            context,
+            report=context.progress,
+            stop=lambda: None,
+            undo=lambda: self._remove(request.pool, request.name),
+        )
 
 
 async def _watch(
-    work: asyncio.Future[Volume], context: CallContext, *, report: Callable[[], None], stop: Callable[[], None]
+    work: asyncio.Future[Volume],
+    context: CallContext,
+    *,
+    report: Callable[[], None],
+    stop: Callable[[], None],
+    undo: Callable[[], Awaitable[None]],
 ) -> Volume:
-    """Wait for ``work`` while reporting; when asked to give up, stop it, wait for it, then say so."""
+    """Wait for ``work`` while reporting; when asked to give up, stop it, wait for it, then say so.
+
+    :param undo: takes back what ``work`` has made, where it came to its end before it was stopped.
+    """
     try:
         while not work.done():
             await asyncio.wait({work}, timeout=_POLL_S)
@@ -291,6 +296,7 @@ async def _watch(
         # What the call did has to be undone before the caller hears of the end.
         with contextlib.suppress(VirtdError):
             await asyncio.shield(work)
+            await undo()
         raise
     return work.result()
 
@@ -446,6 +452,16 @@ def _read_pool(pool: Any) -> Pool:
         allocation_bytes=xml.allocation_bytes if active else None,
         available_bytes=xml.available_bytes if active else None,
     )
+
+
+def _read_made(volume: Any) -> Volume:
+    """Read what was just made.  Where that fails it is deleted again: nobody would know of it."""
+    try:
+        return _read_volume(volume)
+    except BaseException:
+        with contextlib.suppress(libvirt.libvirtError):
+            _delete(volume)
+        raise
 
 
 def _read_volume(volume: Any) -> Volume:

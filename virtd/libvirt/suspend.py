@@ -25,14 +25,19 @@ class Suspend:
         self._guests: Final = guests
 
     async def suspend_guest(self, uuid: UUID, context: CallContext) -> None:
-        """Save and stop; ``start_guest`` restores.  A cancelled one runs on.  Idempotent."""
+        """Save and stop; ``start_guest`` restores.  A cancelled one runs on.  Idempotent.
+
+        A cancel that comes when the save is complete restores the guest.  Where that fails, the guest stays
+        suspended, and the call succeeds: it did what it was asked for.
+        """
         context.checkpoint()
 
-        def run(domain: Any) -> None:
+        def run(domain: Any) -> bool:
             if native_state(domain).state is GuestState.SUSPENDED:
-                return
+                return False
             require_active(domain, "suspend")
             domain.managedSave(0)
+            return True
 
         work = asyncio.ensure_future(
             self._guests.on_domain(uuid, "virDomainManagedSave", run, lane=LaneName.BULK, unlimited=True)
@@ -43,11 +48,14 @@ class Suspend:
                 if not work.done():
                     await self._report(uuid, context)
                     context.checkpoint()
-        except (VirtdError, asyncio.CancelledError):
-            await self._abort(uuid)
-            # The guest must be back, or saved after all, before the caller hears of the end.
+        except VirtdError:
+            if await self._call_off(uuid, work):
+                raise
+            context.note("the cancel came when the guest was saved, and it could not be restored")
+            return
+        except asyncio.CancelledError:
             with contextlib.suppress(VirtdError):
-                await asyncio.shield(work)
+                await self._call_off(uuid, work)
             raise
         try:
             work.result()
@@ -73,6 +81,25 @@ class Suspend:
             done, total = stats.get("data_processed"), stats.get("data_total")
             if done is not None and total:
                 context.progress(min(1.0, done / total), bytes_done=done, bytes_total=total)
+
+    async def _call_off(self, uuid: UUID, work: asyncio.Future[bool]) -> bool:
+        """Stop the save, or restore the guest (paused again if it was) when the save was quicker.
+
+        Answers whether the guest is back; else it is still saved.
+        """
+        await self._abort(uuid)
+        saved = False
+        with contextlib.suppress(VirtdError):
+            saved = await asyncio.shield(work)
+        if not saved:
+            return True
+
+        def run(domain: Any) -> bool:
+            with contextlib.suppress(libvirt.libvirtError):
+                domain.create()
+            return native_state(domain).state is not GuestState.SUSPENDED
+
+        return await self._guests.on_domain(uuid, "virDomainCreate", run, lane=LaneName.CHANGE, unlimited=True)
 
     async def _abort(self, uuid: UUID) -> None:
         def run(domain: Any) -> None:

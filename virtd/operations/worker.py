@@ -73,7 +73,7 @@ class Worker:
         try:
             if task.undoing:
                 error = _recorded_error(task)
-                await self._undo(task)
+                await self._undo(task, marked=True)
                 await self._end(task, error, None)
                 return
             await self._forward(task)
@@ -208,27 +208,40 @@ class Worker:
         failure.with_resource(task.record.target)
         task.undoing = True
         task.change(error=failure.record, cancellable=False)
-        await self._try_write(task)
-        await self._undo(task)
+        await self._undo(task, marked=await self._try_write(task))
         await self._end(task, failure, None)
 
-    async def _try_write(self, task: Task) -> None:
-        # A full disk must not keep us from undoing.  If we die before this is durable, recovery goes
-        # forward again from the journalled step, which is as truthful an end.
+    async def _try_write(self, task: Task) -> bool:
         try:
             await self._write(task)
         except VirtdError as problem:
             log.warning("journal_write_failed", operation=task.record.name, error=problem.message)
+            return False
+        return True
 
-    async def _undo(self, task: Task) -> None:
+    async def _undo(self, task: Task, *, marked: bool) -> None:
+        """Take back what was done, last step first.
+
+        :param marked: whether the journal knows that there is no way forward any more.
+        """
         if not task.begun:
             return
-        for index in range(min(task.step, len(task.steps) - 1), -1, -1):
+        last = min(task.step, len(task.steps) - 1)
+        for index in range(last, -1, -1):
             undo = task.steps[index].undo
             if undo is None:
                 continue
             task.enter(index, undoing=True)
-            await self._try_write(task)
+            delay = RETRY_FIRST_S
+            written = await self._try_write(task)
+            while not (written or marked or index == last):
+                # After a crash now, the journal would send us forward over steps that are undone.  Only
+                # the last one may be undone before: it would be done again.  That often is what makes
+                # room again on a disk that is full.
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, RETRY_MAX_S)
+                written = await self._try_write(task)
+            marked = marked or written
             delay = RETRY_FIRST_S
             while True:
                 try:

@@ -38,6 +38,8 @@ RING_BYTES: Final = 256 * 1024
 READ_DEFAULT: Final = 64 * 1024
 WRITE_MAX: Final = 64 * 1024
 REOPEN_S: Final = 0.5
+LASTING_FAILURES: Final = 10
+"""After so many attempts in a row a console that does not open is a trouble to tell of."""
 _ACTIVE: Final = (GuestState.RUNNING, GuestState.PAUSED)
 
 
@@ -64,6 +66,8 @@ class ConsoleHub:
         self.end = 0
         """Offset after the last byte."""
         self.stream: ConsoleStream | None = None
+        self.trouble: VirtdError | None = None
+        """Why the console of a running guest does not open, if it lasts."""
         self.generation = 0
         """Changes whenever the stream opens or closes."""
         self._news = asyncio.Event()
@@ -219,6 +223,9 @@ class Consoles:
         refused = self._refused.get(view.guest.uid)
         if isinstance(refused, UnsupportedError):
             raise refused
+        trouble = self._hub(view.guest.uid).trouble
+        if trouble is not None:
+            raise trouble
 
     def _hub(self, uid: UUID) -> ConsoleHub:
         return self._hubs.setdefault(uid, ConsoleHub())
@@ -288,6 +295,7 @@ class Consoles:
     async def _pump(self, uid: UUID, host: str) -> None:
         """Hold the stream open while the guest runs; try again where it closes under a running guest."""
         hub = self._hub(uid)
+        failures = 0
         while self._is_active(uid):
             try:
                 stream = await self._open(host, uid)
@@ -302,9 +310,14 @@ class Consoles:
                 return
             except VirtdError as error:
                 # It has just gone down, or comes up (a revert takes the terminal away for a moment).
-                log.debug("console_not_open", uid=str(uid), error=error.message)
+                # What does not pass is said, once.
+                failures += 1
+                if failures == LASTING_FAILURES:
+                    log.warning("console_not_open", uid=str(uid), error=error.message)
+                hub.trouble = error if failures >= LASTING_FAILURES else None
                 await asyncio.sleep(REOPEN_S)
                 continue
+            failures, hub.trouble = 0, None
             hub.stream = stream
             hub.generation += 1
             hub.wake()

@@ -1,0 +1,127 @@
+"""A daemon that dies at an exact place: ``python -m tests.faults.dying PLACE VERB WHERE NUMBER``.
+
+It runs on the fake hypervisor, carries out one verb, and ends itself, without any tidying up, at the NUMBERth
+hypervisor call or journal commit of that verb.  WHERE is ``before-call``, ``after-call``, ``before-commit`` or
+``after-commit``.  Exit code 9: it died; 0: there was no such place, and the operation has ended.
+
+The parent (``test_die_everywhere.py``) then starts a daemon on what is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from tests.support.daemons import Lab, blank, call, running_lab
+from virtd.model.operation import Operation
+from virtd.store import database as store
+from virtd.testing.fake.native import NativeHypervisor
+
+URI: Final = "fake:///dying?persist=1"
+DIED: Final = 9
+PLACES: Final = ("before-call", "after-call", "before-commit", "after-commit")
+
+
+class Fate:
+    """Counts places, once it is armed, and ends the process at the one that was chosen."""
+
+    def __init__(self, where: str, number: int) -> None:
+        self.where, self.number = where, number
+        self.armed = False
+
+    def passes(self, where: str) -> None:
+        if self.armed and where == self.where:
+            self.number -= 1
+            if self.number == 0:
+                os._exit(DIED)
+
+
+def install(fate: Fate) -> None:
+    """Let fate see every hypervisor call and every commit."""
+    native_call = NativeHypervisor._call
+
+    @asynccontextmanager
+    async def doomed_call(self: NativeHypervisor, name: str, context: Any = None) -> AsyncIterator[None]:
+        fate.passes("before-call")
+        async with native_call(self, name, context):
+            yield
+        fate.passes("after-call")
+
+    NativeHypervisor._call = doomed_call  # type: ignore[method-assign]
+    connect = sqlite3.connect
+
+    class Connection(sqlite3.Connection):
+        def execute(self, sql: str, *rest: Any) -> sqlite3.Cursor:
+            if sql == "COMMIT":
+                fate.passes("before-commit")
+            cursor = super().execute(sql, *rest)
+            if sql == "COMMIT":
+                fate.passes("after-commit")
+            return cursor
+
+    store.sqlite3.connect = lambda *args, **kwargs: connect(*args, factory=Connection, **kwargs)  # type: ignore[assignment]
+
+
+async def begin(lab: Lab, verb: str) -> Operation | None:
+    """Ask for the verb.  Its guest is ``a``."""
+    guests, name = lab.services.guests, lab.name("a")
+    request = call(request_id=f"dying-{verb}")
+    match verb:
+        case "create":
+            from tests.support.daemons import HOST, spec
+            from virtd.service.guests import GuestDraft
+
+            return await guests.create(request, HOST, "a", GuestDraft(spec(blank(), blank("data"))), start=True)
+        case "start":
+            return await guests.start(request, name)
+        case "stop":
+            return await guests.stop(request, name)
+        case "shutdown":
+            return await guests.shutdown(request, name, 30.0, force_after_timeout=False)
+        case "suspend":
+            return await guests.suspend(request, name)
+        case "reboot":
+            return await guests.reboot(request, name)
+        case "snapshot":
+            return await lab.services.snapshots.create(request, name, "s1", "", memory=True)
+        case "revert":
+            return await lab.services.snapshots.revert(request, name, "s0")
+        case "delete":
+            return await guests.delete(request, name, force=True, keep_disks=False, etag="")
+        case "volume":
+            from virtd.model.guest import DiskFormat
+
+            return await lab.services.storage.create_volume(request, "lab", "virtd", "extra", 1 << 20, DiskFormat.RAW)
+    raise ValueError(verb)
+
+
+async def prepare(lab: Lab, verb: str) -> None:
+    """What must be there before."""
+    if verb == "create":
+        return
+    await lab.created("a", blank(), start=verb not in {"start", "volume"})
+    if verb == "revert":
+        await lab.done(await lab.services.snapshots.create(call(), lab.name("a"), "s0", "", memory=True))
+        await lab.done(await lab.services.guests.stop(call(), lab.name("a")))
+
+
+async def main(place: Path, verb: str, where: str, number: int) -> None:
+    """See above."""
+    fate = Fate(where, number)
+    install(fate)
+    async with running_lab(place, uri=URI, metrics={"interval_s": 3600.0}) as lab:
+        await prepare(lab, verb)
+        await asyncio.sleep(0.02)
+        fate.armed = True
+        await lab.end(await begin(lab, verb))
+        fate.armed = False
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])))

@@ -1,0 +1,138 @@
+"""The daemon dies before and after every single hypervisor call and journal commit of an operation.
+
+After each death a daemon takes over what is left.  The operation, if it was accepted, ends once, and the world is
+then what it says; a repetition of the request is the same operation; nothing is left over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults.dying import DIED, PLACES, URI, begin
+from tests.support.daemons import Lab, running_lab, short_directory
+from virtd.model.event import EventType
+from virtd.model.operation import OperationState
+from virtd.testing.fake import WORLDS
+
+VERBS = ("create", "start", "stop", "shutdown", "suspend", "reboot", "snapshot", "revert", "delete", "volume")
+AT_ONCE = 4
+"""Processes that die side by side: most of their time is waiting."""
+MOST = 60
+
+
+async def die(place: Path, verb: str, where: str, number: int) -> bool:
+    """Whether there was such a place."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.faults.dying",
+        str(place),
+        verb,
+        where,
+        str(number),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    assert process.returncode in {0, DIED}, output.decode()[-4000:]
+    return process.returncode == DIED
+
+
+async def check(place: Path, verb: str) -> str:
+    """Take over; how the operation ended."""
+    async with running_lab(place, uri=URI) as lab:
+        try:
+            return await _judge(lab, verb)
+        finally:
+            WORLDS.forget(URI, lab.link.config.directory)
+
+
+async def _judge(lab: Lab, verb: str) -> str:
+    kept = [entry for entry in await lab.core.engine.list() if entry.request_id == f"dying-{verb}"]
+    assert len(kept) <= 1
+    # The caller, who does not know what has become of his call, repeats it.
+    operation = await begin(lab, verb)
+    assert operation is not None
+    if kept:
+        assert operation.name == kept[0].name
+    ended = await lab.end(operation)
+    _check_world(lab, verb, ended.state is OperationState.SUCCEEDED)
+    if ended.state is not OperationState.SUCCEEDED:
+        # Only what cannot be repeated may end in anything else.
+        assert verb == "reboot", ended.error
+        assert ended.error is not None
+        assert ended.error.reason == "OPERATION_INTERRUPTED"
+    events = await _all_events(lab)
+    ends = [event for event in events if event[1] == ended.name and event[2] in {"SUCCEEDED", "FAILED", "CANCELLED"}]
+    assert {end[2] for end in ends} == {ended.state.value}, "the event of the end is in the log"
+    removed = [event for event in events if event[0] is EventType.GUEST_REMOVED]
+    assert bool(removed) == (verb == "delete")
+    return ended.state.value
+
+
+async def _all_events(lab: Lab) -> list[tuple[EventType, str, str]]:
+    await lab.core.events.flush()
+    found = []
+    position = 0
+    while batch := await lab.core.events.read(position, 1000):
+        position = batch[-1].revision
+        found += [(event.type, event.resource, event.attributes.get("state", "")) for event in batch]
+    return found
+
+
+def _check_world(lab: Lab, verb: str, succeeded: bool) -> None:
+    world = json.loads(lab.world.digest())
+    guests = {guest["name"]: guest for guest in world["guests"]}
+    volumes = [volume for pool in world["pools"] for volume in pool["volumes"]]
+    assert all(volume["complete"] for volume in volumes)
+    owned = {volume for view in lab.core.inventory.guests() for volume in view.owned_volumes}
+    extra = {"virtd/extra"} if verb == "volume" else set()
+    assert {f"virtd/{volume['name']}" for volume in volumes} == owned | extra, "each disk is somebody's"
+    files = {path.name for path in Path(lab.link.config.directory, "pool").glob("*")}
+    assert files == {volume["name"] for volume in volumes}
+    assert set(guests) == (set() if verb == "delete" else {"a"})
+    known = {view.guest.display_name or view.key.guest: view.guest for view in lab.core.inventory.guests()}
+    assert set(known) == set(guests)
+    for name, guest in guests.items():
+        assert known[name].status.state == guest["state"]
+        assert known[name].status.current_operations == ()
+        assert all(snapshot["complete"] for snapshot in guest["snapshots"]), "no snapshot is left half made"
+    if verb in {"delete", "volume"} or not succeeded:
+        return
+    state = {"stop": "STOPPED", "shutdown": "STOPPED", "suspend": "SUSPENDED"}.get(verb, "RUNNING")
+    assert guests["a"]["state"] == state
+    assert len(volumes) == (2 if verb == "create" else 1)
+    names = [snapshot["name"] for snapshot in guests["a"]["snapshots"]]
+    assert names == {"snapshot": ["s1"], "revert": ["s0"]}.get(verb, [])
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize("verb", VERBS)
+async def test_it_dies_everywhere(verb: str, where: str) -> None:
+    deaths = 0
+    numbers = itertools.count(1)
+    with short_directory() as base:
+        more = True
+        while more:
+            chosen = [next(numbers) for _ in range(AT_ONCE)]
+            places = [base / str(number) for number in chosen]
+            for place in places:
+                place.mkdir()
+            died = await asyncio.gather(
+                *(die(place, verb, where, number) for place, number in zip(places, chosen, strict=True))
+            )
+            for place, dead in zip(places, died, strict=True):
+                deaths += dead
+                await check(place, verb)
+                shutil.rmtree(place)
+            more = all(died)
+            assert chosen[-1] < MOST
+    assert deaths >= 2
