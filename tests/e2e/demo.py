@@ -8,6 +8,7 @@ Nothing is left behind but the screenshot.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -97,18 +98,17 @@ class Daemon:
         environment = os.environ | {"VIRTD_CONFIG": str(self.state / "virtd.toml")}
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log, env=environment)
-        with Client.connect(f"unix:{self.socket}", timeout_s=SERVING_S) as client:
-            while True:
-                if self._process.poll() is not None:
-                    raise DemoError(f"virtd ended with {self._process.returncode}:\n{self.log.read_text()[-2000:]}")
-                try:
+        while True:
+            if self._process.poll() is not None:
+                raise DemoError(f"virtd ended with {self._process.returncode}:\n{self.log.read_text()[-2000:]}")
+            if time.monotonic() - started > SERVING_S:
+                raise DemoError(f"virtd does not serve:\n{self.log.read_text()[-2000:]}")
+            # A new client each time: one that was refused waits longer and longer before it tries again.
+            with contextlib.suppress(errors.Unavailable):
+                with Client.connect(f"unix:{self.socket}", timeout_s=SERVING_S, retry_s=0) as client:
                     client.server.info()
-                except errors.Unavailable:
-                    if time.monotonic() - started > SERVING_S:
-                        raise
-                    time.sleep(0.02)
-                else:
-                    return time.monotonic() - started
+                return time.monotonic() - started
+            time.sleep(0.02)
 
     def kill(self) -> None:
         """SIGKILL: no chance to write anything down."""

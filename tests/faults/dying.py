@@ -1,10 +1,11 @@
-"""A daemon that dies at an exact place: ``python -m tests.faults.dying PLACE VERB WHERE NUMBER``.
+"""Daemons that die at exact places: ``python -m tests.faults.dying BASE VERB WHERE``.
 
-It runs on the fake hypervisor, carries out one verb, and ends itself, without any tidying up, at the NUMBERth
-hypervisor call or journal commit of that verb.  WHERE is ``before-call``, ``after-call``, ``before-commit`` or
-``after-commit``.  Exit code 9: it died; 0: there was no such place, and the operation has ended.
+Each runs on the fake hypervisor in ``BASE/NUMBER``, carries out one verb, and ends itself, without any tidying up, at
+the NUMBERth hypervisor call or journal commit of that verb.  WHERE is ``before-call``, ``after-call``,
+``before-commit`` or ``after-commit``.  The first NUMBER for which there is no such place is the last.
 
-The parent (``test_die_everywhere.py``) then starts a daemon on what is left.
+``test_die_everywhere.py`` then starts a daemon on what each has left.  The daemons are forked from one process that
+has everything imported, but has not started gRPC: a fork is ten times as quick as a new interpreter.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import asyncio
 import os
 import sqlite3
 import sys
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,6 +27,7 @@ from virtd.testing.fake.native import NativeHypervisor
 
 URI: Final = "fake:///dying?persist=1"
 DIED: Final = 9
+MOST: Final = 80
 PLACES: Final = ("before-call", "after-call", "before-commit", "after-commit")
 
 
@@ -120,8 +123,36 @@ async def main(place: Path, verb: str, where: str, number: int) -> None:
         await asyncio.sleep(0.02)
         fate.armed = True
         await lab.end(await begin(lab, verb))
-        fate.armed = False
+        os._exit(0)  # nobody is interested in a good end
+
+
+def fork(place: Path, verb: str, where: str, number: int) -> int:
+    """Run one; its process."""
+    place.mkdir()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        asyncio.run(main(place, verb, where, number))
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def run_all(base: Path, verb: str, where: str) -> None:
+    """Run daemons, two at a time, until one does not die."""
+    for first in range(1, MOST, 2):
+        numbers = (first, first + 1)
+        pids = [fork(base / str(number), verb, where, number) for number in numbers]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        assert set(codes) <= {0, DIED}, codes
+        if codes[0] == 0 and codes[1] == 0:
+            return
+    raise AssertionError(f"{verb} does not end")
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])))
+    run_all(Path(sys.argv[1]), sys.argv[2], sys.argv[3])

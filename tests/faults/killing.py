@@ -171,9 +171,7 @@ class Killing:
 
     async def snapshot(self, dice: random.Random, name: str, *, memory: bool) -> None:
         full, snapshot = f"{HOST}/guests/{name}", f"s{uuid4().hex[:6]}"
-        state = await self.killed(
-            "snapshot", dice, lambda: self.client.snapshots.create(full, snapshot, memory=memory)
-        )
+        state = await self.killed("snapshot", dice, lambda: self.client.snapshots.create(full, snapshot, memory=memory))
         await self.agree()
         assert state == "SUCCEEDED"
         assert self.witness.snapshots(name).count(snapshot) == 1

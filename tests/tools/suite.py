@@ -78,6 +78,7 @@ def tier(name: str, more: list[str]) -> Step:
     """The pytest run of one tier."""
     command = [sys.executable, "-m", "pytest", "-q", "--durations=5"]
     if name == "qemu":
+        command[1:1] = ["-m", "tests.tools.reaper", sys.executable]
         # One after the other: guests share two cores, and their boots have time limits.
         command += ["-m", "qemu", "tests"]
     else:
