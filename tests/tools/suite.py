@@ -82,10 +82,10 @@ def tier(name: str, more: list[str]) -> Step:
         # One after the other: guests share two cores, and their boots have time limits.
         command += ["-m", "qemu", "tests"]
     else:
-        command += ["-m", "not qemu"]
+        command += ["-m", "not qemu", "-n", "auto", "--dist", "loadfile"]
         if name == "unit":
             others = [folder for folders in FOLDERS.values() for folder in folders]
-            command += ["-n", "auto", "--dist", "loadfile", "tests", *(f"--ignore={folder}" for folder in others)]
+            command += ["tests", *(f"--ignore={folder}" for folder in others)]
         else:
             command += [folder for folder in FOLDERS[name] if (ROOT / folder).is_dir()]
     return Step(name, (*command, *more), "test")

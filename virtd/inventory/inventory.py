@@ -4,6 +4,8 @@ Every answer to a list or get comes from here; no native call is ever on that pa
 becomes exactly one event.  The last picture is kept in the store, so that a restart reports what
 changed meanwhile instead of starting from nothing.
 
+Longer than 500 lines because the indexes, and everything that may change them, have to be read together.
+
 Truth: *absent* is what the hypervisor said; a host that does not answer makes guests stale, not gone.
 """
 
