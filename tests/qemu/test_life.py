@@ -132,15 +132,6 @@ async def test_disk_boot_by_bios_from_an_overlay(lab: Lab) -> None:
     await lab.booted(lab.resolved("boot", direct_kernel_boot=None, disks=(disk,)))
 
 
-async def test_disk_boot_by_uefi(lab: Lab) -> None:
-    disk = await lab.volume(
-        "efi.qcow2", capacity_bytes=None, source_path=str(lab.demo.disk), source_format=DiskFormat.QCOW2, overlay=True
-    )
-    # GRUB for UEFI needs more memory than the guest itself.
-    guest = lab.resolved("efi", direct_kernel_boot=None, disks=(disk,), firmware=Firmware.UEFI, memory_bytes=320 << 20)
-    await lab.booted(guest)
-
-
 async def test_suspend_and_restore(lab: Lab) -> None:
     guest = lab.empty("sleep")
     uuid = await lab.running(guest)
