@@ -40,7 +40,7 @@ from virtd.obs.sdnotify import notify
 from virtd.operations import Engine
 from virtd.plugins import PluginManager
 from virtd.rpc.convert import ENCODERS
-from virtd.rpc.listener import SocketOptions, activation_fd
+from virtd.rpc.listener import SocketOptions, activation_fd, granted_group
 from virtd.rpc.server import RpcOptions, RpcServer
 from virtd.service import Core, CoreOptions, Services, make_services
 from virtd.store import Database, open_database
@@ -193,6 +193,9 @@ class Daemon:
         config = self.config.server
         tcp = config.tcp_listen
         group = config.socket_group
+        passed = activation_fd(os.environ, os.getpid())
+        if passed is not None and group is None:
+            group = granted_group(passed)
         return RpcOptions(
             runtime_directory=self.config.state.runtime_directory,
             policy=Policy(
@@ -206,7 +209,7 @@ class Daemon:
                 mode=config.socket_mode,
                 owner=config.socket_owner,
                 group=group,
-                fd=activation_fd(os.environ, os.getpid()),
+                fd=passed,
             ),
             tcp_host=tcp.host if tcp is not None else "",
             tcp_port=tcp.port if tcp is not None else 0,

@@ -56,6 +56,22 @@ def activation_fd(environment: Mapping[str, str], pid: int) -> int | None:
     return None
 
 
+def granted_group(fd: int) -> int | None:
+    """The group that may use a socket which was passed in, by its file's mode; None for no group but root's.
+
+    A service manager's ``SocketGroup`` is meant as a permission: whoever it lets connect may use the API.
+    """
+    with socket.socket(fileno=os.dup(fd)) as passed:
+        path = passed.getsockname()
+    if not isinstance(path, str) or not path:
+        return None
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return None
+    return found.st_gid if found.st_gid and found.st_mode & stat.S_IWGRP else None
+
+
 class PublicSocket:
     """The listening socket, its file and its lock."""
 
