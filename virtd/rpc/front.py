@@ -195,6 +195,7 @@ class _Half(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport | None = None
         self._other: _Half | None = None
         self._ended = False
+        self._early = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -203,6 +204,9 @@ class _Half(asyncio.BufferedProtocol):
     def join(self, other: _Half) -> None:
         """Tie two halves together and let the bytes flow from the other one."""
         self._other, other._other = other, self
+        if self.transport is not None and other._early:
+            self.transport.write(bytes(other._early))
+            other._early.clear()
         if other.transport is not None:
             other.transport.resume_reading()
 
@@ -213,6 +217,12 @@ class _Half(asyncio.BufferedProtocol):
         if self._other is not None and self._other.transport is not None:
             # A copy: a transport that cannot send at once keeps what it was given.
             self._other.transport.write(bytes(_VIEW[:nbytes]))
+        elif self.transport is not None:
+            # Early releases of Python 3.11 (Debian 12 has 3.11.2) read all the same from a transport that
+            # connection_made has paused: keep what came, and pause again so that it counts.
+            self._early += _VIEW[:nbytes]
+            self.transport.resume_reading()
+            self.transport.pause_reading()
 
     def eof_received(self) -> bool:
         self._ended = True
