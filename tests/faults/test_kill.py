@@ -57,7 +57,7 @@ class FakeWitness:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", [1])
 async def test_twenty_kills_leave_one_truth(seed: int) -> None:
-    dice = random.Random(seed)  # noqa: S311 - the same every time
+    dice = random.Random(seed)
     with short_directory() as place:
         async with daemon_process(place, {"lab": URI}) as daemon:
             witness = FakeWitness(daemon.state / "hosts" / "lab")

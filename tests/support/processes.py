@@ -11,8 +11,9 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tests.support.daemons import write_config
 from virtd_client import AsyncClient, VirtdError
+
+from tests.support.daemons import write_config
 
 START_S = 30.0
 

@@ -138,9 +138,7 @@ RANGES = {
 }
 
 
-def _values(  # noqa: PLR0911 - one return for each kind of field reads best
-    hint: typing.Any, field: FieldDescriptor
-) -> st.SearchStrategy[typing.Any]:
+def _values(hint: typing.Any, field: FieldDescriptor) -> st.SearchStrategy[typing.Any]:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:
         (hint,) = (arm for arm in arguments if arm is not types.NoneType)

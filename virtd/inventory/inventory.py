@@ -30,9 +30,11 @@ from virtd.inventory.records import (
     Encoders,
     GuestView,
     edited,
+    foreign,
     fresh,
     upsert,
     weaker,
+    with_reason,
     with_state,
     without_counters,
 )
@@ -44,9 +46,7 @@ from virtd.model.guest import (
     ConditionType,
     Guest,
     GuestAddress,
-    GuestSpec,
     GuestState,
-    GuestStatus,
     Origin,
     Presence,
 )
@@ -373,7 +373,9 @@ class Inventory:
 
         def gone(guest: Guest) -> Guest:
             guest = replace(guest, status=replace(guest.status, presence=Presence.ABSENT, stale_since=None))
-            return guest if creating else with_state(guest, GuestState.STOPPED, "UNDEFINED_OUTSIDE", "")
+            return (
+                guest if creating else with_reason(with_state(guest, GuestState.STOPPED, "", ""), "UNDEFINED_OUTSIDE")
+            )
 
         self._update(uid, gone)
 
@@ -446,25 +448,7 @@ class Inventory:
         guest_id = slug(name)
         if (host_id, guest_id) in self._names:
             guest_id = f"{guest_id[:90]}-{uid.hex[:8]}"
-        now = datetime.now(UTC)
-        guest = Guest(
-            name=str(GuestName(host_id, guest_id)),
-            uid=uid,
-            spec=GuestSpec(),
-            status=GuestStatus(
-                state=state,
-                native_state=native_state,
-                presence=Presence.PRESENT,
-                origin=Origin.FOREIGN,
-                state_change_time=now,
-            ),
-            display_name=name,
-            native_ref=str(uid),
-            generation=1,
-            etag=f"1-{uid.hex[:8]}",
-            create_time=now,
-            update_time=now,
-        )
+        guest = foreign(GuestName(host_id, guest_id), uid, name, state, native_state)
         self._put(guest, EventType.GUEST_ADDED, {"state": state.value})
 
     def _update(self, uid: UUID, edit: Callable[[Guest], Guest]) -> None:

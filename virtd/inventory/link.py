@@ -169,6 +169,7 @@ class HostLink:
 
         :raises UnavailableError: HOST_UNREACHABLE.
         """
+        await self.settled(timeout_s)
         _ = self.session
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._facts.wait(), timeout_s)

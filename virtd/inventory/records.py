@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
+from uuid import UUID
 
-from virtd.model.guest import Guest, GuestState, Origin, Presence
+from virtd.model.guest import Guest, GuestSpec, GuestState, GuestStatus, Origin, Presence
 from virtd.model.host import Host
 from virtd.model.names import GuestName, parse_guest
 from virtd.model.operation import Operation
@@ -61,6 +62,29 @@ def upsert(view: GuestView) -> Callable[[sqlite3.Connection], None]:
     return upsert
 
 
+def foreign(name: GuestName, uid: UUID, native_name: str, state: GuestState, native_state: str) -> Guest:
+    """A guest that somebody else has defined, as far as a list or an event tells of it."""
+    now = datetime.now(UTC)
+    return Guest(
+        name=str(name),
+        uid=uid,
+        spec=GuestSpec(),
+        status=GuestStatus(
+            state=state,
+            native_state=native_state,
+            presence=Presence.PRESENT,
+            origin=Origin.FOREIGN,
+            state_change_time=now,
+        ),
+        display_name=native_name,
+        native_ref=str(uid),
+        generation=1,
+        etag=f"1-{uid.hex[:8]}",
+        create_time=now,
+        update_time=now,
+    )
+
+
 def edited(guest: Guest, edit: Callable[[Guest], Guest]) -> Guest:
     """A new generation of a guest."""
     generation = guest.generation + 1
@@ -87,6 +111,11 @@ def fresh(guest: Guest) -> Guest:
     if guest.status.stale_since is None and guest.status.presence is Presence.PRESENT:
         return guest
     return replace(guest, status=replace(guest.status, stale_since=None, presence=Presence.PRESENT))
+
+
+def with_reason(guest: Guest, reason: str) -> Guest:
+    """A guest in the same state for another reason."""
+    return replace(guest, status=replace(guest.status, state_reason=reason))
 
 
 def with_state(guest: Guest, state: GuestState, reason: str, native_state: str) -> Guest:

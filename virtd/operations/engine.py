@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -298,10 +298,7 @@ class Engine:
     @property
     def depth(self) -> Mapping[str, int]:
         """Number of operations by state (for metrics)."""
-        counts = {OperationState.PENDING.value: 0, OperationState.RUNNING.value: 0}
-        for task in self._live.values():
-            counts[task.record.state.value] = counts.get(task.record.state.value, 0) + 1
-        return counts
+        return {"PENDING": 0, "RUNNING": 0, **Counter(task.record.state.value for task in self._live.values())}
 
     # ------------------------------------------------------------------------ cancel and delete
 

@@ -43,6 +43,7 @@ class Agents:
         if not 0 < command.timeout_s <= TIMEOUT_MAX_S:
             wrong.add("timeout_s", f"must be at most {TIMEOUT_MAX_S:g}")
         wrong.check()
+        await self._core.settled(name.host)
         view = self._core.check_verb(name, "exec")
         link = self._core.link(name.host)
         agent = link.facets.agent

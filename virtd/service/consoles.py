@@ -185,6 +185,7 @@ class Consoles:
         :raises UnsupportedError: CAPABILITY_UNSUPPORTED.
         :raises FailedPreconditionError: GUEST_NOT_ADOPTED.
         """
+        await self._core.settled(name.host)
         view = self._core.check_verb(name, "console")
         self._check_has_console(view)
         hub = self._hub(view.guest.uid)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 from virtd.backend.api import HostConfig
 from virtd.backend.capabilities import require
@@ -28,6 +28,9 @@ from virtd.operations import Engine, Submission, Verb
 from virtd.plugins import PluginManager
 from virtd.service.call import Call
 from virtd.store import Database
+
+SETTLE_S: Final = 10.0
+"""How long a change waits for the first answer of a host that has just been begun to be connected."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -72,6 +75,13 @@ class Core:
 
     def _host_names(self) -> str:
         return ", ".join(sorted(self.links)) or "none"
+
+    async def settled(self, host: str) -> None:
+        """Just after the start, wait for a host's first answer: it is worth more than "not connected yet".
+
+        :raises NotFoundError: HOST_NOT_FOUND.
+        """
+        await self.link(host).settled(SETTLE_S)
 
     def view(self, name: GuestName) -> GuestView:
         """A guest.

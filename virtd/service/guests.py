@@ -350,6 +350,7 @@ class Guests:
     @once
     async def delete(self, call: Call, name: GuestName, force: bool, keep_disks: bool, etag: str) -> Operation | None:
         """Delete a guest; see the RPC's documentation for the errors."""
+        await self._core.settled(name.host)
         view = self._core.check_verb(name, "delete")
         guest = view.guest
         _check_etag(guest, etag)
@@ -405,6 +406,7 @@ class Guests:
 
     async def reboot(self, call: Call, name: GuestName) -> Operation | None:
         """Ask the guest's system to reboot, or emulate it by shutdown and start."""
+        await self._core.settled(name.host)
         link = self._core.link(name.host)
         try:
             native = cap.require(link.capabilities, cap.REBOOT).level is CapabilityLevel.NATIVE
@@ -442,6 +444,7 @@ class Guests:
         *,
         managed: bool = True,
     ) -> Operation | None:
+        await self._core.settled(name.host)
         view = self._core.check_verb(name, verb, managed=managed, now=not self._core.engine.current(str(name)))
         if call.validate_only:
             return None

@@ -50,6 +50,7 @@ class Snapshots:
         if len(description) > TEXT_MAX or not (description.isprintable() or not description):
             wrong.add("description", f"must be at most {TEXT_MAX} printable characters")
         wrong.check()
+        await self._core.settled(name.host)
         busy = bool(self._core.engine.current(str(name)))
         view = self._core.check_verb(name, "snapshot", now=not busy)
         # Whether there is any memory is seen when the turn comes.
@@ -105,6 +106,7 @@ class Snapshots:
     async def _existing(
         self, call: Call, name: GuestName, snapshot_id: str, verb: RevertSnapshot | DeleteSnapshot, rule: str
     ) -> Operation | None:
+        await self._core.settled(name.host)
         busy = bool(self._core.engine.current(str(name)))
         view = self._core.check_verb(name, rule, now=not busy)
         if not busy:

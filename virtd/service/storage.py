@@ -106,6 +106,7 @@ class Storage:
         wrong = Violations()
         check_capacity(capacity_bytes, "capacity_bytes", wrong)
         wrong.check()
+        await self._core.settled(host)
         arguments = VolumeArguments(host, pool, volume_id, capacity_bytes, format_)
         if any(entry.name == arguments.name for entry in await self._volumes(host, pool)):
             raise AlreadyExistsError(
@@ -118,6 +119,7 @@ class Storage:
     @once
     async def delete_volume(self, call: Call, host: str, pool: str, volume: str) -> Operation | None:
         """Delete a volume that no guest uses."""
+        await self._core.settled(host)
         record = await self.unused(host, pool, volume)
         if call.validate_only:
             return None

@@ -125,7 +125,7 @@ class Database:
                     if not future.done():
                         future.set_exception(InternalError(INTERNAL_ERROR, f"the journal hit a defect: {error!r}"))
 
-    def _commit(self, batch: list[tuple[Work[object], Future[object]]]) -> None:
+    def _commit(self, batch: list[tuple[Work[object], Future[object]]]) -> None:  # noqa: C901 - one transaction, read in one piece
         if not batch:
             return
         done: list[tuple[Future[object], object, BaseException | None]] = []
