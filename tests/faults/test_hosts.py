@@ -124,7 +124,7 @@ async def test_a_host_that_hangs_costs_no_other_host_anything() -> None:
             await lab.until(lambda: hang.entered >= 2)
             from tests.support.daemons import GuestDraft, spec
 
-            made = await lab.services.guests.create(call(), "good", "a", GuestDraft(spec(blank())), True)
+            made = await lab.services.guests.create(call(), "good", "a", GuestDraft(spec(blank())), start=True)
             await lab.done(made)
             hang.release()
             for operation in stuck:
@@ -364,7 +364,7 @@ async def test_hosts_are_added_remembered_and_removed() -> None:
             hosts = lab.services.hosts
             await hosts.add(call(), "more", added, {"rack": "1"})
             await lab.core.links["more"].facts(10)
-            made = await lab.services.guests.create(call(), "more", "a", _draft(), False)
+            made = await lab.services.guests.create(call(), "more", "a", _draft(), start=False)
             await lab.done(made)
             with pytest.raises(VirtdError) as caught:
                 await hosts.add(call(), "more", added, {})

@@ -349,5 +349,5 @@ def error_of(error: grpc.aio.AioRpcError) -> ErrorRecord:
 async def until(condition: Callable[[], bool], limit_s: float = 10.0) -> None:
     """Return when the condition holds; fail after ``limit_s``."""
     async with asyncio.timeout(limit_s):
-        while not condition():  # noqa: ASYNC110 - what is waited for is not always an event of ours
+        while not condition():
             await asyncio.sleep(0.005)

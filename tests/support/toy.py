@@ -56,7 +56,9 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class ToyArguments:
-    """``kinds`` is one word a step; ``sure``: steps that can be probed; ``fixed``: that cannot be cancelled;
+    """What a toy does.
+
+    ``kinds`` is one word a step; ``sure``: steps that can be probed; ``fixed``: that cannot be cancelled;
     ``lost``: of which a probe can tell nothing.
     """
 
