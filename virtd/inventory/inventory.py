@@ -80,10 +80,7 @@ class Inventory:
         """The last sample of each guest that runs."""
 
     def load(self) -> None:
-        """Read the last picture from the store.
-
-        A guest shows when its host is put, and is stale until the host answers.
-        """
+        """Read the last picture.  A guest shows when its host is put, and is stale until that answers."""
         rows = self._database.read_now(
             lambda connection: connection.execute("SELECT record, owned_volumes FROM guests").fetchall()
         )
@@ -291,8 +288,7 @@ class Inventory:
     ) -> list[UUID]:
         """A complete list of a host: add what is new, update states, notice what is gone.
 
-        The list is as old as its question.  So nothing is believed of it that would take something
-        back: guests that it lacks, or shows in another state, are only named for a closer look.
+        It is as old as its question: guests that it lacks, or shows otherwise, are named for a closer look.
 
         :param moved: guests of which the host has reported something since the list was asked for.
         :returns: guests of which more should be read.
