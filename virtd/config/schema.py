@@ -266,7 +266,7 @@ class Operations(Section):
         default=_plain_default(model.OperationsConfig, "max_parallel"),
         ge=1,
         le=1000,
-        description="So many operations work at once, over all hosts; on one guest they always follow each other.",
+        description="So many operations work at once on each host; on one guest they always follow each other.",
     )
     max_queued: int = Field(
         default=_plain_default(model.OperationsConfig, "max_queued"),
