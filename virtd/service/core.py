@@ -24,7 +24,7 @@ from virtd.inventory.rules import CAPABILITY_OF, LEGAL_STATES
 from virtd.model.guest import Guest, Origin, Presence
 from virtd.model.names import GuestName
 from virtd.model.operation import Operation
-from virtd.operations import Engine, Submission, Verb
+from virtd.operations import Engine, Submission
 from virtd.plugins import PluginManager
 from virtd.service.call import Call
 from virtd.store import Database
@@ -91,13 +91,6 @@ class Core:
         self.link(name.host)
         return self.inventory.get(name)
 
-    def guest_now(self, name: GuestName) -> Guest:
-        """A guest's record as it is at this moment.
-
-        :raises NotFoundError: GUEST_NOT_FOUND.
-        """
-        return self.inventory.get(name).guest
-
     def check_verb(self, name: GuestName, verb: str, *, managed: bool = True, now: bool = True) -> GuestView:
         """The guest, if this verb is possible on it now: the gate before every side effect.
 
@@ -131,10 +124,6 @@ class Core:
         if now and illegal:
             raise invalid_state(view.guest, verb)
         return view
-
-    async def submit_guest_verb(self, call: Call, verb: Verb[Any], arguments: object, name: GuestName) -> Operation:
-        """Queue an operation on a guest."""
-        return await self.engine.submit(verb, arguments, submission(call, str(name), str(name)))
 
 
 class _HasCore(Protocol):

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
-from virtd.errors import NotFoundError
 from virtd.inventory import HostLink
-from virtd.model.guest import Guest, GuestState
+from virtd.model.guest import GuestState
 from virtd.model.names import GuestName
 from virtd.operations import Outcome, Run, Verb
 from virtd.service.core import Core
@@ -95,11 +94,3 @@ def patience(run: Run[Any]) -> float:
     """The time limit of a call that takes as long as it takes (a start, a copy, a snapshot), in seconds."""
     left = run.deadline_s
     return UNLIMITED_S if left is None else left + LATE_S
-
-
-def guest_or_none(core: Core, name: GuestName) -> Guest | None:
-    """The guest if it is still there."""
-    try:
-        return core.guest_now(name)
-    except NotFoundError:
-        return None
