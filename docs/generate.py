@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import click
 from google.protobuf.descriptor_pb2 import (
     DescriptorProto,
     EnumDescriptorProto,
@@ -20,7 +21,7 @@ from google.protobuf.descriptor_pb2 import (
 )
 from google.rpc import code_pb2
 
-from virtd import errors
+from virtd import backend, errors
 from virtd.backend.capabilities import FACET_OF, SUMMARIES
 from virtd.config import reference as config_reference
 from virtd.obs.metrics import CATALOGUE
@@ -48,7 +49,8 @@ def pages() -> dict[str, str]:
     made["reference/metrics.md"] = metrics_page()
     made["reference/capability-ids.md"] = capabilities_page()
     made["reference/hooks.md"] = module_page("Hooks", "virtd.backend.hookspecs")
-    made["reference/spi.md"] = module_page("The interface of backends", "virtd.backend.api")
+    made["reference/spi.md"] = module_page("The interface of backends", *spi_modules())
+    made["reference/guestctl.md"] = guestctl_page()
     return made
 
 
@@ -269,17 +271,49 @@ def capabilities_page() -> str:
     return "\n".join([*lines, ""])
 
 
-def module_page(title: str, module: str) -> str:
-    """A page with a Python module's documentation, in the order of its source."""
-    return "\n".join(
-        [
-            f"# {title}",
-            "",
-            "```{eval-rst}",
-            f".. automodule:: {module}",
-            "   :members:",
-            "   :undoc-members:",
-            "```",
-            "",
-        ]
-    )
+def spi_modules() -> list[str]:
+    """The modules that a backend implements: level 0, then one for each area of optional abilities."""
+    folder = Path(backend.__file__).parent
+    return ["virtd.backend.api", *sorted(f"virtd.backend.{path.stem}" for path in folder.glob("facets_*.py"))]
+
+
+def module_page(title: str, *modules: str) -> str:
+    """A page with the documentation of Python modules, in the order of their source."""
+    lines = [f"# {title}", ""]
+    for module in modules:
+        if len(modules) > 1:
+            lines += [f"## {module.rpartition('.')[2].replace('facets_', 'Facets: ')}", ""]
+        lines += ["```{eval-rst}", f".. automodule:: {module}", "   :members:", "   :undoc-members:", "```", ""]
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------- guestctl
+
+
+def guestctl_page() -> str:
+    """Every command of guestctl, with its help as it is printed."""
+    lines = ["# guestctl", "", "Every command as `--help` prints it; the global options go with each.", ""]
+    for name, command in commands():
+        with command.make_context(name, [], resilient_parsing=True) as context:
+            context.info_name = name
+            text = "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
+        # Of the global options once, at the top.
+        text = text.partition("\n\nGlobal options:")[0] if name != "guestctl" else text
+        lines += [f"## {name}", "", "```text", text, "```", ""]
+    return "\n".join(lines)
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """Every command with its full name, groups before what is in them."""
+    from virtd.cli.ctl.app import cli
+
+    def below(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+        yield name, command
+        if isinstance(command, click.Group):
+            context = click.Context(command, info_name=name)
+            for inner in command.list_commands(context):
+                found = command.get_command(context, inner)
+                assert found is not None
+                yield from below(f"{name} {inner}", found)
+
+    yield from below("guestctl", cli)

@@ -15,7 +15,7 @@ import os
 import signal
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -26,6 +26,7 @@ import structlog
 
 from virtd.auth import Policy
 from virtd.backend.api import Backend, EmbeddingBackend, HostConfig
+from virtd.backend.observe import observe_with
 from virtd.config.model import Config, Embedded
 from virtd.errors import LIBVIRT_MISSING, UnavailableError, VirtdError
 from virtd.events import EventLog
@@ -33,6 +34,7 @@ from virtd.inventory import HostLink, Inventory, LinkOptions, MissingBackend
 from virtd.model.event import Event
 from virtd.model.host import HostState
 from virtd.model.operation import Operation
+from virtd.model.trash import DiskPolicy
 from virtd.obs import tracing
 from virtd.obs.exporter import Exporter
 from virtd.obs.metrics import GuestSample, Metrics, Reading
@@ -43,6 +45,9 @@ from virtd.rpc.convert import ENCODERS
 from virtd.rpc.listener import SocketOptions, activation_fd, granted_group
 from virtd.rpc.server import RpcOptions, RpcServer
 from virtd.service import Core, CoreOptions, Services, make_services
+from virtd.service.core import StrategyOptions
+from virtd.service.fetching import FetchOptions
+from virtd.service.seeds import tidy_seeds
 from virtd.store import Database, open_database
 
 log = structlog.get_logger(__name__)
@@ -85,6 +90,7 @@ class Daemon:
         config = self.config
         async with AsyncExitStack() as stack:
             stack.callback(tracing.configure(config.tracing))
+            stack.callback(observe_with(self._seen))
             # Searchable by others: a hypervisor that runs as another user must reach its disks, a
             # client the socket.  What is private in there has a mode of its own.
             for directory in (
@@ -116,6 +122,15 @@ class Daemon:
                 for operation in self.core.engine.live():
                     if operation.recovered:
                         self.metrics.operation_recovered(operation.verb)
+            await self.core.freezes.start()
+            stack.push_async_callback(self.core.freezes.stop)
+            await self.services.uploads.tidy()
+            await self.services.catalogue.tidy()
+            await asyncio.to_thread(tidy_seeds, self.core)
+            self.services.strategies.start()
+            stack.push_async_callback(self.services.strategies.stop)
+            self.services.scheduler.start()
+            stack.push_async_callback(self.services.scheduler.stop)
             self.services.consoles.start()
             stack.push_async_callback(self.services.consoles.stop)
             if config.metrics.listen is not None:
@@ -151,7 +166,19 @@ class Daemon:
             image_directory=config.state.images_directory,
             allowed_directories=tuple(str(path) for path in config.storage.allowed_directories),
             watcher_buffer=config.events.watcher_buffer,
+            repositories=config.storage.backup_repositories,
             start_timeout_s=config.operations.timeout_for("start"),
+            on_delete=DiskPolicy(config.trash.on_delete.upper()),
+            trash_retention_s=config.trash.retention_days * DAY_S or None,
+            strategy=StrategyOptions(
+                backoff_first_s=config.strategy.backoff_first_s,
+                backoff_max_s=config.strategy.backoff_max_s,
+                stable_s=config.strategy.stable_s,
+                halt_s=config.strategy.halt_timeout_s,
+            ),
+            console_log_bytes=config.consoles.log_max_bytes,
+            agent_file_bytes=config.agent.file_max_bytes,
+            fetch=FetchOptions(config.images.allow_private_addresses, config.images.max_bytes),
         )
         return Core(database, events, inventory, engine, plugins, options)
 
@@ -188,6 +215,17 @@ class Daemon:
         core.events.on_published = published
         self.services.events.on_too_slow = metrics.watcher_too_slow
         metrics.read_from(self._reading)
+
+    @contextlib.contextmanager
+    def _seen(self, host: str, call: str) -> Iterator[None]:
+        """Around a call of a hypervisor's API: a span, and a number."""
+        started, outcome = time.monotonic(), "error"
+        try:
+            with tracing.span(call, host=host):
+                yield
+            outcome = "ok"
+        finally:
+            self.metrics.native_called(host, call, outcome, time.monotonic() - started)
 
     def _rpc_options(self) -> RpcOptions:
         config = self.config.server
@@ -350,8 +388,11 @@ class Daemon:
             await asyncio.sleep(HOUSEKEEPING_S)
             try:
                 await self.core.engine.expire()
+                await self.services.trash.purge_expired()
+                await self.services.uploads.tidy()
                 self.core.events.trim()
                 self.services.audit.trim()
+                await self.core.usage.compact()
             except VirtdError as error:
                 log.warning("housekeeping_failed", error=error.message)
             except Exception:
@@ -365,6 +406,7 @@ class Daemon:
             log.warning("operations_left_for_the_next_start", count=left)
         self.core.events.close()
         await self.rpc.stop(grace_s=2.0)
+        await self.services.uploads.stop()
         log.info("drained", seconds=round(time.monotonic() - started, 3))
 
     async def _let_go(self) -> None:
@@ -374,6 +416,7 @@ class Daemon:
         await self.core.engine.stop(0.0)
         self.core.events.close()
         await asyncio.gather(*(link.stop() for link in self.core.links.values()))
+        self.core.usage.flush()  # closing the database waits for it
 
     def _reading(self) -> Reading:
         core = self.core

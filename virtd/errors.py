@@ -9,6 +9,8 @@ This module knows nothing of gRPC; :mod:`virtd.rpc.status` turns these classes i
 ``google.rpc.Status``.
 
 Reason names are part of the public API: they are never renamed and never reused.
+
+Longer than 500 lines because the catalogue is one list.
 """
 
 from __future__ import annotations
@@ -89,6 +91,9 @@ FILTER_INVALID = _reason("FILTER_INVALID", "InvalidArgument",
 PAGE_TOKEN_INVALID = _reason("PAGE_TOKEN_INVALID", "InvalidArgument",
     "The page token was not issued by this list call.",
     "Start again with the first page.")
+DIGEST_MISMATCH = _reason("DIGEST_MISMATCH", "InvalidArgument",
+    "The bytes that arrived do not have the digest that was stated.",
+    "Compute the digest of the whole file anew; if it is as stated, delete the upload and send it again.")
 IMAGE_INVALID = _reason("IMAGE_INVALID", "InvalidArgument",
     "The file is not an image of the stated format, or has a backing file.",
     "Convert it to a stand-alone image with qemu-img and state its true format.")
@@ -114,12 +119,49 @@ VOLUME_NOT_FOUND = _reason("VOLUME_NOT_FOUND", "NotFound",
 NETWORK_NOT_FOUND = _reason("NETWORK_NOT_FOUND", "NotFound",
     "No such network on this host.",
     "List the networks with `guestctl get networks`.")
+NETWORK_EXISTS = _reason("NETWORK_EXISTS", "AlreadyExists",
+    "A network of this name exists on this host.",
+    "Choose another name, or delete the network first.")
+NETWORK_OVERLAPS = _reason("NETWORK_OVERLAPS", "InvalidArgument",
+    "The network's addresses are those of another network, or of one that the host is connected to.",
+    "Choose another range of addresses; `guestctl get networks` shows those in use.")
+NETWORK_IN_USE = _reason("NETWORK_IN_USE", "FailedPrecondition",
+    "A guest has an interface on this network.",
+    "Delete these guests, or connect them to another network, first.")
+NETWORK_REFUSED = _reason("NETWORK_REFUSED", "FailedPrecondition",
+    "The host cannot set up the network.",
+    "The detail gives the host's own words: a bridge that is missing, no right to make one, no DHCP server.")
+URL_NOT_ALLOWED = _reason("URL_NOT_ALLOWED", "InvalidArgument",
+    "virtd does not fetch from this URL: its scheme, or the address that it leads to, is not allowed.",
+    "Use http or https and a public address, or set `images.allow_private_addresses` for a server of your own.")
+FETCH_FAILED = _reason("FETCH_FAILED", "Unavailable",
+    "The URL could not be fetched.",
+    "The message gives the server's answer; check the URL, the proxy and the network of the daemon's machine.")
+BACKUP_NOT_FOUND = _reason("BACKUP_NOT_FOUND", "NotFound",
+    "No such backup in any repository.",
+    "List the backups with `guestctl get backups`.")
+REPOSITORY_NOT_FOUND = _reason("REPOSITORY_NOT_FOUND", "NotFound",
+    "No such backup repository is configured.",
+    "Use one of those that the message names, or configure it in `storage.backup_repositories`.")
+SCHEDULE_NOT_FOUND = _reason("SCHEDULE_NOT_FOUND", "NotFound",
+    "No such schedule.",
+    "List the schedules (ScheduleService.ListSchedules).")
 IMAGE_NOT_FOUND = _reason("IMAGE_NOT_FOUND", "NotFound",
     "No such image in the catalogue.",
     "List the images with `guestctl get images`, or import one.")
+AGENT_FILE_NOT_FOUND = _reason("AGENT_FILE_NOT_FOUND", "NotFound",
+    "The guest has no such file.",
+    "Check the path in the guest; it must be absolute.")
+UPLOAD_NOT_FOUND = _reason("UPLOAD_NOT_FOUND", "NotFound",
+    "No such upload: it was committed, deleted, or has expired.",
+    "Look whether the volume or image is there already; else start a new upload.")
 OPERATION_NOT_FOUND = _reason("OPERATION_NOT_FOUND", "NotFound",
     "No such operation, or it ended longer ago than the retention time.",
     "List the operations with `guestctl operations list`.")
+
+TRASH_ENTRY_NOT_FOUND = _reason("TRASH_ENTRY_NOT_FOUND", "NotFound",
+    "The trash has no such entry: it was recovered or purged.",
+    "List what is there with TrashService.ListTrash.")
 
 GUEST_EXISTS = _reason("GUEST_EXISTS", "AlreadyExists",
     "A guest of this name exists on this host.",
@@ -133,6 +175,15 @@ SNAPSHOT_EXISTS = _reason("SNAPSHOT_EXISTS", "AlreadyExists",
 VOLUME_EXISTS = _reason("VOLUME_EXISTS", "AlreadyExists",
     "A volume of this name exists in this pool.",
     "Choose another name, or delete the volume first.")
+POOL_EXISTS = _reason("POOL_EXISTS", "AlreadyExists",
+    "A pool of this name, or of this directory, exists on this host.",
+    "Choose another name or directory, or use the pool that exists.")
+BACKUP_EXISTS = _reason("BACKUP_EXISTS", "AlreadyExists",
+    "A backup of this name is in one of the repositories.",
+    "Choose another name, or delete the backup first.")
+SCHEDULE_EXISTS = _reason("SCHEDULE_EXISTS", "AlreadyExists",
+    "A schedule of this name exists.",
+    "Choose another name, or update the schedule that there is.")
 IMAGE_EXISTS = _reason("IMAGE_EXISTS", "AlreadyExists",
     "An image of this name is in the catalogue.",
     "Choose another name, or delete the image first.")
@@ -146,9 +197,48 @@ INVALID_STATE = _reason("INVALID_STATE", "FailedPrecondition",
 GUEST_NOT_ADOPTED = _reason("GUEST_NOT_ADOPTED", "FailedPrecondition",
     "The guest was defined outside virtd, which never touches it before it is adopted.",
     "Run `guestctl adopt GUEST` first if virtd shall manage it.")
+GUEST_PROTECTED = _reason("GUEST_PROTECTED", "FailedPrecondition",
+    "The guest is protected against deletion.",
+    "Take the protection away first: UpdateGuest with `spec.deletion_protection: false`.")
+CLONE_IMPOSSIBLE = _reason("CLONE_IMPOSSIBLE", "FailedPrecondition",
+    "The guest cannot be cloned in this way as it is now.",
+    "The message says which disk or snapshot is in the way, and what to do.")
 VOLUME_IN_USE = _reason("VOLUME_IN_USE", "FailedPrecondition",
     "A guest uses this volume.",
     "Delete the guest, or detach the disk, first.")
+DEVICE_BUSY = _reason("DEVICE_BUSY", "FailedPrecondition",
+    "The guest does not let go of a device, and keeps it.",
+    "Unmount or stop using the device in the guest and try again, or make the change with mode NEXT_BOOT.")
+RESTART_REQUIRED = _reason("RESTART_REQUIRED", "FailedPrecondition",
+    "A change cannot be made in the running guest, and the request asked for LIVE_ONLY.",
+    "Stop the guest first, or let the change wait for its next start with mode LIVE_OR_NEXT_BOOT.")
+REPLACE_REQUIRED = _reason("REPLACE_REQUIRED", "FailedPrecondition",
+    "A change needs the native guest to be removed and defined anew, which is never done unasked.",
+    "Look at the plan (validate_only), stop the guest, and repeat the request with `allow_replace`.")
+POOL_IN_USE = _reason("POOL_IN_USE", "FailedPrecondition",
+    "Guests use volumes of this pool.",
+    "The metadata's `used_by` names the guests; delete them, or move their disks, first.")
+POOL_NOT_EMPTY = _reason("POOL_NOT_EMPTY", "FailedPrecondition",
+    "The pool's directory cannot be removed: there are files in it.",
+    "Delete the volumes one by one, or delete the pool without `remove_directory`: the files then stay.")
+POOL_INACTIVE = _reason("POOL_INACTIVE", "FailedPrecondition",
+    "The pool is known but not started, so that its volumes cannot be seen.",
+    "Start it with StartPool.")
+SHRINK_REFUSED = _reason("SHRINK_REFUSED", "FailedPrecondition",
+    "The volume would become smaller, which cuts off what lies at its end.",
+    "Shrink the file systems in it first, then repeat the request with `allow_shrink`.")
+UPLOAD_INCOMPLETE = _reason("UPLOAD_INCOMPLETE", "FailedPrecondition",
+    "Not all bytes of the upload have arrived.",
+    "Send the rest, from the offset that the metadata's `received_bytes` tells.")
+BACKUP_IN_USE = _reason("BACKUP_IN_USE", "FailedPrecondition",
+    "Incremental backups depend on this backup.",
+    "Delete the increments first, or delete it with `with_increments`.")
+BACKUP_DAMAGED = _reason("BACKUP_DAMAGED", "FailedPrecondition",
+    "A backup, or one that it depends on, is damaged or incomplete.",
+    "Verify it to see what is wrong, restore another one, and make a new full backup.")
+BACKUP_CHAIN_BROKEN = _reason("BACKUP_CHAIN_BROKEN", "FailedPrecondition",
+    "What has changed since the last backup cannot be told, so an incremental backup is not possible.",
+    "Ask for the kind AUTO or FULL: that makes a full backup, and the next can be incremental again.")
 IMAGE_IN_USE = _reason("IMAGE_IN_USE", "FailedPrecondition",
     "A volume is based on this image.",
     "Delete the volumes that are based on it first.")
@@ -158,12 +248,30 @@ HOST_NOT_EMPTY = _reason("HOST_NOT_EMPTY", "FailedPrecondition",
 SNAPSHOT_CHAIN_BROKEN = _reason("SNAPSHOT_CHAIN_BROKEN", "FailedPrecondition",
     "The snapshot's chain of disk images is not what the records say.",
     "Do not delete anything; compare `guestctl snapshot list GUEST` with `qemu-img info --backing-chain`.")
+SNAPSHOT_MIXED = _reason("SNAPSHOT_MIXED", "FailedPrecondition",
+    "The guest has snapshots of the other kind; one guest's snapshots are all internal or all external.",
+    "Take one of the kind that the guest has, or delete the others first; `validate_only` shows the plan.")
+SNAPSHOT_BLOCKED = _reason("SNAPSHOT_BLOCKED", "FailedPrecondition",
+    "Something else of the guest stands in the way: a block job, a saved state, checkpoints of a backup.",
+    "The message names it; end or delete it first.")
 OPERATION_NOT_CANCELLABLE = _reason("OPERATION_NOT_CANCELLABLE", "FailedPrecondition",
     "The operation has ended or has passed the point where it can be cancelled.",
     "Wait for it with `guestctl operations watch`.")
 AGENT_NOT_CONFIGURED = _reason("AGENT_NOT_CONFIGURED", "FailedPrecondition",
     "The guest has no guest-agent channel.",
     "Create the guest with `guest_agent: true` and install the agent in it.")
+AGENT_DISABLED = _reason("AGENT_DISABLED", "FailedPrecondition",
+    "The guest agent's own configuration forbids this command.",
+    "Allow it in the guest (`block-rpcs` or `blacklist` in qemu-ga.conf) and restart the agent there.")
+AGENT_FILE_REFUSED = _reason("AGENT_FILE_REFUSED", "FailedPrecondition",
+    "The guest's system does not let the agent open, read or write this file.",
+    "The message gives the system's own words; check the path, its permissions and the free space in the guest.")
+AGENT_FREEZE_FAILED = _reason("AGENT_FREEZE_FAILED", "FailedPrecondition",
+    "The guest's system could not freeze its file systems; none is frozen.",
+    "The message gives the agent's own words; a mount point may be wrong, or a file system may not know freezing.")
+GUEST_FROZEN = _reason("GUEST_FROZEN", "FailedPrecondition",
+    "The guest's file systems are frozen, and its agent does nothing else until they are thawed.",
+    "Thaw them (AgentService.ThawFilesystems), or wait: virtd thaws what it froze when the time is over.")
 ADDRESS_IN_USE = _reason("ADDRESS_IN_USE", "FailedPrecondition",
     "Another process listens on the socket or address that virtd shall serve.",
     "Stop the other process, or configure another `server.socket` or `server.tcp_listen`.")
@@ -181,6 +289,9 @@ ETAG_MISMATCH = _reason("ETAG_MISMATCH", "Conflict",
     "The resource has changed since it was read.",
     "Read it again, look at what changed, and repeat the request with the new etag.")
 
+AGENT_FILE_TOO_LARGE = _reason("AGENT_FILE_TOO_LARGE", "ResourceExhausted",
+    "The file is larger than what is passed through the guest agent.",
+    "Pass it in parts by `offset`, raise `agent.file_max_bytes`, or use a disk or the network instead.")
 STORAGE_FULL = _reason("STORAGE_FULL", "ResourceExhausted",
     "There is no space left for what the request needs.",
     "Free space in the pool or state directory and repeat the request.")
@@ -191,6 +302,9 @@ WATCHER_TOO_SLOW = _reason("WATCHER_TOO_SLOW", "ResourceExhausted",
     "The watcher did not read fast enough and its buffer is full; nothing was skipped.",
     "Resume with the last token that was received.")
 
+UPLOAD_OFFSET_MISMATCH = _reason("UPLOAD_OFFSET_MISMATCH", "OutOfRange",
+    "The stream does not begin where the received bytes end.",
+    "Begin at the metadata's `received_bytes`, which GetUpload tells as well.")
 RESUME_TOKEN_EXPIRED = _reason("RESUME_TOKEN_EXPIRED", "OutOfRange",
     "The event log no longer holds the events since this token.",
     "List again and watch from the token that the list returns.")
@@ -201,6 +315,9 @@ HOST_UNREACHABLE = _reason("HOST_UNREACHABLE", "Unavailable",
 AGENT_NOT_READY = _reason("AGENT_NOT_READY", "Unavailable",
     "The guest agent does not answer yet.",
     "Wait with `guestctl wait GUEST --for agent-ready`, then try again.")
+AGENT_STUCK = _reason("AGENT_STUCK", "Unavailable",
+    "The guest agent is connected but does not answer.",
+    "Look at the agent in the guest (by its console): it is busy, stopped or hung; restart it there.")
 DAEMON_STOPPING = _reason("DAEMON_STOPPING", "Unavailable",
     "The daemon is shutting down and accepts no new work.",
     "Send the request again to the restarted daemon with the same request_id.")
@@ -208,6 +325,9 @@ LIBVIRT_MISSING = _reason("LIBVIRT_MISSING", "Unavailable",
     "No libvirt daemon answers and none could be started.",
     "Install libvirt-daemon-system and qemu-system-x86, or configure a host.")
 
+CONSOLE_TICKET_INVALID = _reason("CONSOLE_TICKET_INVALID", "PermissionDenied",
+    "The ticket is unknown, was used, has expired, or its guest has stopped since.",
+    "Ask for a new one with CreateConsoleTicket; each opens one connection.")
 ACCESS_DENIED = _reason("ACCESS_DENIED", "PermissionDenied",
     "The caller may not do this.",
     "Ask the administrator; the check is made before virtd looks whether the resource exists.")
@@ -218,9 +338,15 @@ DEADLINE_EXCEEDED = _reason("DEADLINE_EXCEEDED", "DeadlineExceeded",
 SHUTDOWN_IGNORED = _reason("SHUTDOWN_IGNORED", "DeadlineExceeded",
     "The guest did not obey the shutdown request in time; it is still running.",
     "Wait longer, use `guestctl shutdown --force-after`, or `guestctl stop`.")
+REBOOT_IGNORED = _reason("REBOOT_IGNORED", "DeadlineExceeded",
+    "The guest was asked to reboot and was not seen to do so in time; it is still running.",
+    "Look at its console; `guestctl reset` reboots it without its cooperation.")
 OPERATION_CANCELLED = _reason("OPERATION_CANCELLED", "Cancelled",
     "The operation was cancelled on request, and what it had done was undone.",
     "Nothing; repeat the request if it is wanted after all.")
+UPLOAD_TAKEN_OVER = _reason("UPLOAD_TAKEN_OVER", "Aborted",
+    "Another stream writes this upload now, or it was deleted.",
+    "Nothing, if that was you; else ask GetUpload how far it is.")
 OPERATION_INTERRUPTED = _reason("OPERATION_INTERRUPTED", "Aborted",
     "The daemon died during a step that cannot be repeated safely.",
     "Look at the guest's state, then repeat the request if it is still wanted.")

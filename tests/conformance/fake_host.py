@@ -83,6 +83,7 @@ class FakeConnection:
 
 def bootable_guest(name: str, uuid: UUID, *, how: str) -> ResolvedGuest:
     disk = ResolvedDisk("root", f"/images/{name}.raw", DiskFormat.RAW, DiskBus.VIRTIO)
+    data = ResolvedDisk("data", f"/images/{name}.qcow2", DiskFormat.QCOW2, DiskBus.VIRTIO)
     return ResolvedGuest(
         uuid=uuid,
         name=name,
@@ -91,7 +92,7 @@ def bootable_guest(name: str, uuid: UUID, *, how: str) -> ResolvedGuest:
         accelerator=Accelerator.TCG,
         firmware=Firmware.UEFI if how == "uefi" else Firmware.BIOS,
         direct_kernel_boot=DirectKernelBoot("/images/kernel") if how == "kernel" else None,
-        disks=() if how == "kernel" else (disk,),
+        disks=(data,) if how == "kernel" else (disk,),
         interfaces=(ResolvedInterface("net0", InterfaceKind.USER, f"52:54:00:00:{uuid.hex[:2]}:01"),),
     )
 
@@ -123,6 +124,7 @@ def fake_provision(
         outside=FakeOutside(world),
         connection=FakeConnection(world),
         digest=world.digest,
+        network_cidr="10.213.77.0/24",
         directory=tmp_path,
         golden_directory=Path(__file__).parents[1] / "golden" / "fake" if golden else None,
     )

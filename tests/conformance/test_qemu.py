@@ -122,6 +122,7 @@ def provision(libvirt_host: PrivateLibvirt, demo: DemoGuest) -> Iterator[Provisi
         golden_directory=GOLDEN / "libvirt-qemu",
         outside=outside,
         connection=DaemonConnection(libvirt_host),
+        network_cidr="10.213.77.0/24",
         directory=directory,
         allowed_directories=(str(libvirt_host.directory), str(demo.kernel.parent)),
         parallel=8,

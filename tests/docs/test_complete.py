@@ -134,14 +134,24 @@ def test_every_call_of_a_backend(site: Path) -> None:
     text = page(site, "reference/spi")
     protocols = [
         value for value in vars(api).values()
-        if inspect.isclass(value) and Protocol in value.__bases__ and value.__module__ == api.__name__
+        if inspect.isclass(value) and Protocol in value.__bases__ and value.__module__ in generate.spi_modules()
     ]  # fmt: skip
     assert len(protocols) >= 10
     for protocol in protocols:
         for name, member in vars(protocol).items():
             if not name.startswith("_") and (inspect.isfunction(member) or isinstance(member, property)):
-                assert f'id="virtd.backend.api.{protocol.__name__}.{name}"' in text, f"{protocol.__name__}.{name}"
+                full = f"{protocol.__module__}.{protocol.__name__}.{name}"
+                assert f'id="{full}"' in text, full
                 assert inspect.getdoc(member), f"{protocol.__name__}.{name}"
+
+
+def test_every_command(site: Path) -> None:
+    text = page(site, "reference/guestctl")
+    found = list(generate.commands())
+    assert len(found) >= 80
+    for name, command in found:
+        assert f"<h2>{name}<" in text, name
+        assert command.help or name == "guestctl", f"{name} has no help"
 
 
 def test_every_exit_code() -> None:

@@ -35,6 +35,7 @@ class Virtd:
     directory: Path
     libvirt: PrivateLibvirt
     guest: DemoGuest
+    extra_config: str = ""
     process: subprocess.Popen[bytes] | None = None
     clients: list[Client] = field(default_factory=list)
 
@@ -46,8 +47,8 @@ class Virtd:
         config = self.directory / "virtd.toml"
         config.write_text(
             f'[hosts.kvm]\nuri = "{self.libvirt.uri}"\n'
-            f'[storage]\nallowed_directories = ["{self.guest.kernel.parent}"]\n'
-            "[metrics]\ninterval_s = 1\n"
+            f'[storage]\nallowed_directories = ["{self.guest.kernel.parent}", "{self.directory}/import"]\n'
+            f"[metrics]\ninterval_s = 1\n{self.extra_config}"
         )
         command = [str(BIN / "virtd"), "serve", "--config", str(config), "--state-dir", str(self.directory)]
         with (self.directory / "log").open("ab") as log:
@@ -119,13 +120,22 @@ def _remove_all(virtd: Virtd) -> None:
             if "delete" in guest.status.allowed_actions:
                 with contextlib.suppress(errors.NotFound):
                     client.guests.delete(guest.name, force=True).result(timeout_s=60)
+        if client.trash.list():
+            client.trash.purge().result(timeout_s=60)
 
 
 @pytest.fixture(scope="module")
 def virtd_process(libvirt_host: PrivateLibvirt) -> Iterator[Virtd]:
+    with serving(libvirt_host) as virtd:
+        yield virtd
+
+
+@contextlib.contextmanager
+def serving(libvirt_host: PrivateLibvirt, extra_config: str = "") -> Iterator[Virtd]:
+    """A daemon, and nothing of it afterwards."""
     directory = Path(tempfile.mkdtemp(prefix="virtd-e2e-"))
     directory.chmod(0o711)
-    virtd = Virtd(directory, libvirt_host, build_demo())
+    virtd = Virtd(directory, libvirt_host, build_demo(), extra_config)
     try:
         virtd.start()
         yield virtd
@@ -134,6 +144,10 @@ def virtd_process(libvirt_host: PrivateLibvirt) -> Iterator[Virtd]:
         for client in virtd.clients:
             client.close()
         virtd.stop()
+        # The next module's daemon makes one in a directory of its own.
+        for verb in ("pool-destroy", "pool-undefine"):
+            with contextlib.suppress(subprocess.CalledProcessError):
+                virtd.virsh(verb, "virtd")
         shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from tests.support.daemons import Lab, blank, call, running_lab
 from virtd.model.operation import Operation
+from virtd.service.snapshots import Draft as SnapshotDraft
 from virtd.store import database as store
 from virtd.testing.fake.native import NativeHypervisor
 
@@ -92,7 +93,7 @@ async def begin(lab: Lab, verb: str) -> Operation | None:
         case "reboot":
             return await guests.reboot(request, name)
         case "snapshot":
-            return await lab.services.snapshots.create(request, name, "s1", "", memory=True)
+            return await lab.services.snapshots.create(request, name, SnapshotDraft("s1", "", memory=True))
         case "revert":
             return await lab.services.snapshots.revert(request, name, "s0")
         case "delete":
@@ -101,16 +102,40 @@ async def begin(lab: Lab, verb: str) -> Operation | None:
             from virtd.model.guest import DiskFormat
 
             return await lab.services.storage.create_volume(request, "lab", "virtd", "extra", 1 << 20, DiskFormat.RAW)
+        case "seeded":
+            from tests.support.daemons import HOST, spec
+            from virtd.model.cloud_init import CloudInitSpec, CloudInitUser
+            from virtd.service.guests import GuestDraft
+
+            seed = CloudInitSpec(users=(CloudInitUser("ada"),))
+            return await guests.create(request, HOST, "a", GuestDraft(spec(blank(), cloud_init=seed)), start=True)
+        case "network":
+            from virtd.model.network import NetworkMode, NetworkSpec
+
+            lan = NetworkSpec(NetworkMode.NAT, "10.1.0.0/24", autostart=True)
+            made = await lab.services.networks.create(request, "lab", "lan", lan)
+            assert not isinstance(made, str)
+            return made
+        case "image":
+            from virtd.model.guest import DiskFormat
+
+            return await lab.services.images.import_(request, "i", str(_image(lab)), DiskFormat.RAW)
     raise ValueError(verb)
+
+
+def _image(lab: Lab) -> Path:
+    return Path(lab.daemon.config.state.import_directory) / "i.raw"
 
 
 async def prepare(lab: Lab, verb: str) -> None:
     """What must be there before."""
-    if verb == "create":
+    if verb in {"create", "seeded"}:
         return
+    if verb == "image":
+        _image(lab).write_bytes(bytes(range(256)) * 64)
     await lab.created("a", blank(), start=verb not in {"start", "volume"})
     if verb == "revert":
-        await lab.done(await lab.services.snapshots.create(call(), lab.name("a"), "s0", "", memory=True))
+        await lab.done(await lab.services.snapshots.create(call(), lab.name("a"), SnapshotDraft("s0", "", memory=True)))
         await lab.done(await lab.services.guests.stop(call(), lab.name("a")))
 
 

@@ -36,7 +36,8 @@ def recipe_hash(inputs: Iterable[Path], *words: str) -> str:
 
 
 def _is_recipe(path: Path) -> bool:
-    return path.suffix != ".pyc" and path.name not in {"__main__.py", "boot_check.py"}
+    # debian.py makes another guest; its own recipe names it.
+    return path.suffix != ".pyc" and path.name not in {"__main__.py", "boot_check.py", "debian.py"}
 
 
 @contextlib.contextmanager

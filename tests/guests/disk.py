@@ -21,6 +21,7 @@ _HEADS, _SECTORS_PER_TRACK = 64, 32
 _SECTORS_PER_CLUSTER = 16
 _SIGNATURE = 0x564D4430
 _EFI_SYSTEM_PARTITION = 0xEF
+_LINUX = 0x83
 _GRUB = Path("/usr/lib/grub")
 
 _GRUB_MODULES = (
@@ -46,9 +47,19 @@ boot
 def build(kernel: Path, initrd: Path, cmdline: str, scratch: Path, target: Path) -> None:
     """Write the disk, a qcow2 file."""
     raw = scratch / "disk.raw"
+    write_raw(raw, kernel, initrd, cmdline, scratch)
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, target)
+
+
+def write_raw(raw: Path, kernel: Path, initrd: Path, cmdline: str, scratch: Path, root_size: int = 0) -> int:
+    """Write a raw disk that boots the kernel; return where its second partition begins, in bytes.
+
+    The second partition, for a root file system, is there if ``root_size`` (bytes) is given; it is
+    empty, and ends the disk, so that it can grow with it.
+    """
     core = _grub_image("i386-pc", "grub-pc-bin", scratch / "core.img", "biosdisk")
     efi = _grub_image("x86_64-efi", "grub-efi-amd64-bin", scratch / "BOOTX64.EFI")
-    _write_boot_record(raw, core.read_bytes())
+    _write_boot_record(raw, core.read_bytes(), root_size)
     config = scratch / "grub.cfg"
     config.write_text(_CONFIG.format(cmdline=cmdline))
     partition = f"{raw}@@{_PARTITION_START}"
@@ -64,7 +75,7 @@ def build(kernel: Path, initrd: Path, cmdline: str, scratch: Path, target: Path)
         (initrd, "initrd"),
     ):
         run("mcopy", "-i", partition, source, f"::/{name}")
-    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, target)
+    return _SIZE
 
 
 def _grub_image(platform: str, package: str, target: Path, *modules: str) -> Path:
@@ -77,15 +88,21 @@ def _grub_image(platform: str, package: str, target: Path, *modules: str) -> Pat
     return target
 
 
-def _write_boot_record(disk: Path, core: bytes) -> None:
+def _write_boot_record(disk: Path, core: bytes, root_size: int) -> None:
     """Write GRUB's boot code, the partition table and GRUB itself into the first MiB."""
     boot = need_file(_GRUB / "i386-pc/boot.img", "grub-pc-bin").read_bytes()
     if _SECTOR + len(core) > _PARTITION_START:
         raise GuestBuildError(f"GRUB is too large for the gap: {len(core)} bytes")
-    first, count = _PARTITION_START // _SECTOR, (_SIZE - _PARTITION_START) // _SECTOR
-    unused_chs = b"\xfe\xff\xff"
-    entry = struct.pack("<B3sB3sII", 0x80, unused_chs, _EFI_SYSTEM_PARTITION, unused_chs, first, count)
-    table = struct.pack("<IH", _SIGNATURE, 0) + entry + bytes(3 * len(entry)) + b"\x55\xaa"
+    entries = _entry(0x80, _EFI_SYSTEM_PARTITION, _PARTITION_START, _SIZE - _PARTITION_START)
+    if root_size:
+        entries += _entry(0, _LINUX, _SIZE, root_size)
+    table = struct.pack("<IH", _SIGNATURE, 0) + entries.ljust(4 * 16, b"\0") + b"\x55\xaa"
     with disk.open("wb") as stream:
         stream.write(boot[:_BOOT_CODE_SIZE] + table + core)
-        stream.truncate(_SIZE)
+        stream.truncate(_SIZE + root_size)
+
+
+def _entry(active: int, kind: int, start: int, size: int) -> bytes:
+    """Return an entry of the partition table; start and size are in bytes."""
+    unused_chs = b"\xfe\xff\xff"
+    return struct.pack("<B3sB3sII", active, unused_chs, kind, unused_chs, start // _SECTOR, size // _SECTOR)

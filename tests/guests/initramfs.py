@@ -36,8 +36,13 @@ MORE_MODULES = (
     "vfat",
     "nls_ascii",
     "nls_cp437",
+    "fuse",
+    "virtiofs",
     "xen_blkfront",
     "xen_netfront",
+    # A file system that can be frozen; the second is what it computes its sums with.
+    "ext4",
+    "crc32c_generic",
 )
 
 # Without these the guest would not be the one that is described; the others may be missing.

@@ -72,7 +72,7 @@ async def test_agent_states_are_told_apart(lab: Lab) -> None:
     started = time.monotonic()
     with pytest.raises(VirtdError, match="stuck") as stuck:
         await agent.ping_agent(uuid)
-    assert stuck.value.reason.name == "AGENT_NOT_READY"
+    assert stuck.value.reason.name == "AGENT_STUCK"
     assert time.monotonic() - started < 4
     # Other calls on this guest do not wait for its agent.
     started = time.monotonic()

@@ -14,7 +14,7 @@ from virtd.backend.api import SnapshotRequest
 from virtd.errors import CancelledError, FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
 from virtd.model.console import AgentCommand
 from virtd.model.guest import DiskFormat, Firmware, GuestState
-from virtd.model.snapshot import SnapshotKind
+from virtd.model.snapshot import SnapshotKind, SnapshotLocation
 
 
 async def test_whole_life(lab: Lab) -> None:
@@ -234,8 +234,9 @@ async def test_uefi_guest_starts_and_leaves_no_variables(lab: Lab) -> None:
     assert [path.name for path in variables.glob(f"{guest.name}*")]
     snapshots = lab.session.facets.snapshots
     assert snapshots is not None
+    request = SnapshotRequest("no", memory=True, location=SnapshotLocation.INTERNAL)
     with pytest.raises(Exception, match="UEFI") as refused:
-        await snapshots.create_snapshot(uuid, SnapshotRequest("no", memory=True), Context())
+        await snapshots.create_snapshot(uuid, request, Context())
     assert refused.value.reason.name == "CAPABILITY_UNSUPPORTED"
     await lab.session.stop_guest(uuid, Context())
     await lab.session.undefine_guest(uuid, Context())

@@ -26,8 +26,9 @@ from virtd.model.guest import Guest, GuestSpec, GuestState, GuestStatus
 from virtd.model.host import Capability, CapabilityLevel, CapabilityProvenance, Host
 from virtd.model.metrics import GuestMetrics
 from virtd.model.names import GuestName
-from virtd.model.network import Network
+from virtd.model.network import DhcpLease, Network
 from virtd.model.operation import Operation, OperationState
+from virtd.model.schedule import Schedule
 from virtd.model.server import BackendInfo, ServerInfo
 from virtd.model.snapshot import Snapshot
 from virtd.model.storage import Image, Pool, Volume
@@ -37,9 +38,11 @@ from virtd.rpc.server import RpcOptions, RpcServer
 from virtd.rpc.status import DETAILS_KEY, from_status
 from virtd.service import Services
 from virtd.service.call import Call, Page
-from virtd.service.consoles import ConsoleChunk, ConsoleNotice
+from virtd.service.console_hub import ConsoleChunk, ConsoleNotice
+from virtd.service.consoles import LogPart
 from virtd.service.events import WatchBatch, WatchBookmark, WatchInitialDone, WatchItem
 from virtd.service.guests import GuestPage, HostPlan
+from virtd.service.snapshots import SnapshotPage
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 UID = UUID("11111111-2222-4333-8444-555555555555")
@@ -86,7 +89,10 @@ class Fakes:
         self.metrics.append(("finished", method, code))
 
     def services(self) -> Services:
-        names = "server hosts guests snapshots storage networks images consoles agents operations events metrics audit"
+        names = (
+            "server hosts guests snapshots schedules storage networks images consoles agents operations events metrics"
+            " audit"
+        )
         return cast("Services", SimpleNamespace(**{name: _Service(self, name) for name in names.split()}))
 
     # -- answers: one method for each of the services' methods, named service_method
@@ -139,8 +145,25 @@ class Fakes:
     async def snapshots_get(self, name: GuestName, snapshot_id: str) -> Snapshot:
         return Snapshot(f"{name}/snapshots/{snapshot_id}")
 
-    async def snapshots_list(self, name: GuestName, page_size: int, page_token: str) -> Page[Snapshot]:
-        return Page((Snapshot(f"{name}/snapshots/one"),), "")
+    async def snapshots_list(self, host: str, guest: str, page_size: int, page_token: str) -> SnapshotPage:
+        return SnapshotPage((Snapshot(f"hosts/{host}/guests/{guest}/snapshots/one"),))
+
+    async def schedules_create(self, call: Call, schedule_id: str, draft: Schedule) -> Schedule:
+        return replace(draft, name=f"schedules/{schedule_id}")
+
+    def schedules_get(self, schedule_id: str) -> Schedule:
+        return Schedule(f"schedules/{schedule_id}")
+
+    def schedules_list(self, page_size: int, page_token: str) -> Page[Schedule]:
+        return Page((Schedule("schedules/one"),), "")
+
+    async def schedules_update(
+        self, call: Call, schedule_id: str, draft: Schedule, changed: Any, etag: str = ""
+    ) -> Schedule:
+        return replace(draft, name=f"schedules/{schedule_id}", description=",".join(changed))
+
+    async def schedules_run_now(self, schedule_id: str) -> Schedule:
+        return Schedule(f"schedules/{schedule_id}")
 
     async def storage_get_pool(self, host: str, pool: str) -> Pool:
         return Pool(f"hosts/{host}/pools/{pool}")
@@ -160,6 +183,9 @@ class Fakes:
     async def networks_list(self, host: str, page_size: int, page_token: str) -> Page[Network]:
         return Page((Network(f"hosts/{host}/networks/n"),), "")
 
+    async def networks_leases(self, host: str, network: str, page_size: int, page_token: str) -> Page[DhcpLease]:
+        return Page((DhcpLease("52:54:00:00:00:01", "10.0.0.2", 24, "g", NOW, f"hosts/{host}/guests/g"),), "more")
+
     async def images_get(self, image_id: str) -> Image:
         return Image(f"images/{image_id}")
 
@@ -169,11 +195,13 @@ class Fakes:
     async def agents_execute(self, call: Call, name: GuestName, command: Any) -> AgentResult:
         return AgentResult(3, None, b"out", b"err")
 
-    async def consoles_attach(self, name: GuestName, read_only: bool, offset: int | None) -> _Console:
+    async def consoles_attach(
+        self, call: Call, name: GuestName, *, read_only: bool, offset: int | None, take: bool = False
+    ) -> _Console:
         return _Console(self, offset)
 
-    async def consoles_read_log(self, name: GuestName, offset: int | None, max_bytes: int) -> tuple[int, bytes, int]:
-        return (5, b"hello", 10)
+    async def consoles_read_log(self, name: GuestName, offset: int | None, max_bytes: int) -> LogPart:
+        return LogPart(5, b"hello", 10, truncated=False, start_offset=3)
 
     async def consoles_screenshot(self, name: GuestName) -> Screenshot:
         return Screenshot(b"\x89PNG", "image/png")
@@ -269,6 +297,7 @@ class _Console:
         self._fakes = fakes
         self.offset = offset or 0
         self.truncated = offset == 1
+        self.writer = ""
 
     async def read(self) -> ConsoleChunk | ConsoleNotice | None:
         return await self._fakes.console_output.get()

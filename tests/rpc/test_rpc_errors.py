@@ -139,7 +139,7 @@ BAD_REQUESTS: list[tuple[str, Message, str]] = [
     (f"{V}GuestService/UpdateGuest", gs.UpdateGuestRequest(), "guest.name"),
     (
         f"{V}GuestService/UpdateGuest",
-        gs.UpdateGuestRequest(guest=guest_pb2.Guest(name=GUEST), update_fields=["labels", "spec"]),
+        gs.UpdateGuestRequest(guest=guest_pb2.Guest(name=GUEST), update_fields=["labels", "status"]),
         "update_fields[1]",
     ),
     (f"{V}GuestService/PlanGuest", gs.PlanGuestRequest(guest=SPEC), "hosts"),

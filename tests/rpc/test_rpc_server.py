@@ -37,6 +37,8 @@ SERVICES = {
     "virtd.v1.PoolService",
     "virtd.v1.ServerService",
     "virtd.v1.SnapshotService",
+    "virtd.v1.TrashService",
+    "virtd.v1.UploadService",
     "virtd.v1.VolumeService",
     "google.longrunning.Operations",
     "grpc.health.v1.Health",

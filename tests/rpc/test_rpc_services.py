@@ -18,7 +18,9 @@ from tests.rpc.rpc_fakes import REQUEST_ID, UID, Fakes, Running, error_of, finis
 from virtd.model.guest import ConditionType, DiskFormat, GuestSpec, GuestState
 from virtd.model.names import GuestName
 from virtd.model.operation import OperationState
+from virtd.model.storage import Preallocation
 from virtd.service.call import Call
+from virtd.service.snapshots import Draft as SnapshotDraft
 from virtd.v1 import (
     agent_pb2,
     audit_pb2,
@@ -203,7 +205,16 @@ VOLUME = "hosts/a/pools/p/volumes/v"
             snapshot_pb2.CreateSnapshotRequest(parent=GUEST, snapshot_id="s", description="d", memory=True),
             snapshot_pb2.CreateSnapshotResponse,
             "snapshots.create",
-            (NAME, "s", "d", True),
+            (NAME, SnapshotDraft("s", "d", memory=True)),
+        ),
+        (
+            "SnapshotService/UpdateSnapshot",
+            snapshot_pb2.UpdateSnapshotRequest(
+                snapshot=snapshot_pb2.Snapshot(name=f"{GUEST}/snapshots/s", description="d")
+            ),
+            snapshot_pb2.UpdateSnapshotResponse,
+            "snapshots.update",
+            (NAME, "s", "d"),
         ),
         (
             "SnapshotService/RevertSnapshot",
@@ -217,14 +228,14 @@ VOLUME = "hosts/a/pools/p/volumes/v"
             snapshot_pb2.DeleteSnapshotRequest(name=f"{GUEST}/snapshots/s"),
             snapshot_pb2.DeleteSnapshotResponse,
             "snapshots.delete",
-            (NAME, "s"),
+            (NAME, "s", False),
         ),
         (
             "VolumeService/CreateVolume",
             storage_pb2.CreateVolumeRequest(parent="hosts/a/pools/p", volume_id="v", capacity_bytes=512),
             storage_pb2.CreateVolumeResponse,
             "storage.create_volume",
-            ("a", "p", "v", 512, DiskFormat.QCOW2),
+            ("a", "p", "v", 512, DiskFormat.QCOW2, Preallocation.NONE),
         ),
         (
             "VolumeService/DeleteVolume",
@@ -238,7 +249,7 @@ VOLUME = "hosts/a/pools/p/volumes/v"
             image_pb2.ImportImageRequest(image_id="i", path="/x", format=guest_pb2.DISK_FORMAT_RAW),
             image_pb2.ImportImageResponse,
             "images.import_",
-            ("i", "/x", DiskFormat.RAW),
+            ("i", "/x", DiskFormat.RAW, "", ""),
         ),
         (
             "ImageService/DeleteImage",

@@ -20,7 +20,7 @@ from virtd.errors import (
     ResourceExhaustedError,
 )
 from virtd.rpc.interceptors import RPC_ID_KEY
-from virtd.service.consoles import ConsoleChunk, ConsoleNotice
+from virtd.service.console_hub import ConsoleChunk, ConsoleNotice
 from virtd.service.events import WatchBookmark, WatchReset
 from virtd.v1 import (
     console_pb2,
@@ -240,12 +240,12 @@ async def test_offset_zero_is_not_now(daemon: Running) -> None:
     call = _attach(daemon)
     await call.write(_start(offset=0, read_only=True))
     await call.read()
-    assert daemon.fakes.arguments("consoles.attach")[1:] == (True, 0)
+    assert daemon.fakes.arguments("consoles.attach")[2:] == (True, 0, False)
     daemon.fakes.calls.clear()
     other = _attach(daemon)
     await other.write(_start())
     await other.read()
-    assert daemon.fakes.arguments("consoles.attach")[1:] == (False, None)
+    assert daemon.fakes.arguments("consoles.attach")[2:] == (False, None, False)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Write ``docs/schema``, JSON Schemas of what guestctl prints with ``-o json``, and the table of exit codes.
+"""Write ``docs/schema``, JSON Schemas of what guestctl prints with ``-o json``, the table of exit codes, and what
+`guestctl explain` says.
 
 ``python -m tests.tools.gen_schema`` writes them anew.  Structure comes from the protobuf descriptors,
 descriptions from the comments of the .proto files; nothing is written by hand but the envelopes.
@@ -22,9 +23,10 @@ from virtd.cli.ctl.exits import Exit, for_error
 from virtd.cli.ctl.kinds import Kind
 from virtd.cli.ctl.output import API_VERSION
 from virtd.errors import catalogue
-from virtd.v1 import agent_pb2, guest_service_pb2, server_pb2
+from virtd.v1 import agent_pb2, guest_pb2, guest_service_pb2, server_pb2
 
 OUTPUT = ROOT / "docs" / "schema"
+FIELDS = ROOT / "virtd" / "data" / "fields.json"
 EXIT_CODES = ROOT / "docs" / "reference" / "exit-codes.md"
 Schema = dict[str, Any]
 
@@ -44,6 +46,24 @@ _CHANGE: Schema = {
     "description": "Only with --watch: why this line is there. Of a removed resource the item holds the name.",
 }
 _TOKEN: Schema = {"type": "string", "description": "`guestctl events --since TOKEN` goes on from here."}
+
+
+_TEXT: Schema = {"type": "string"}
+
+
+def _texts(*names: str) -> Schema:
+    return {"type": "object", "properties": dict.fromkeys(names, _TEXT), "required": list(names)}
+
+
+_EXPLANATION: Schema = {
+    "type": "object",
+    "properties": {
+        **dict.fromkeys(("path", "type", "description"), _TEXT),
+        "values": {"type": "array", "items": _texts("name", "description")},
+        "fields": {"type": "array", "items": _texts("name", "type", "description")},
+    },
+    "required": ["path", "type", "description", "values", "fields"],
+}
 
 
 class Messages:
@@ -116,7 +136,13 @@ def comments() -> dict[str, str]:
 
 
 def _name(file: descriptor_pb2.FileDescriptorProto, path: list[int]) -> str:
-    """The full name that a path of source_code_info stands for: messages (4, i) and fields (4, i, 2, j)."""
+    """The full name that a path of source_code_info stands for.
+
+    Messages (4, i), fields (4, i, 2, j), and values of enums (5, i, 2, j).
+    """
+    if len(path) == 4 and path[0] == 5 and path[2] == 2:
+        enum = file.enum_type[path[1]]
+        return f"{file.package}.{enum.name}.{enum.value[path[3]].name}"
     if len(path) not in {2, 4} or path[0] != 4 or path[2:3] not in ([], [2]):
         return ""
     message = file.message_type[path[1]]
@@ -147,7 +173,7 @@ def _list(kind: Kind, messages: Messages) -> Schema:
     }
     if kind is kinds.GUESTS:
         properties["resumeToken"] = _TOKEN
-    if kind is kinds.CAPABILITIES:
+    if kind in (kinds.CAPABILITIES, kinds.CHECKS):
         properties["host"] = {"type": "string", "description": "`hosts/{host}`."}
         required.append("host")
     return document(f"{kind.kind}List", properties, required, f"A list of {kind.plural}; with -o jsonl, its items.")
@@ -178,6 +204,8 @@ def _others(known: dict[str, str]) -> dict[str, Schema]:
     version, result = Messages(known), Messages(known)
     server = version.ref(server_pb2.ServerInfo.DESCRIPTOR)
     client: Schema = {"type": "object", "properties": {"version": {"type": "string"}}, "required": ["version"]}
+    system = Messages(known)
+    system_item = system.ref(agent_pb2.AgentOsInfo.DESCRIPTOR)
     item = result.ref(agent_pb2.ExecCommandResponse.DESCRIPTOR)
     return {
         "Version": {
@@ -189,9 +217,16 @@ def _others(known: dict[str, str]) -> dict[str, Schema]:
             ),
             "$defs": version.defs,
         },
+        "FieldExplanation": document(
+            "FieldExplanation", {"item": _EXPLANATION}, ["item"], "What `guestctl explain` prints."
+        ),
         "ExecResult": {
             **document("ExecResult", {"item": item}, ["item"], "What `guestctl exec` prints."),
             "$defs": result.defs,
+        },
+        "AgentOsInfo": {
+            **document("AgentOsInfo", {"item": system_item}, ["item"], "What `guestctl agent os-info` prints."),
+            "$defs": system.defs,
         },
         "ServiceList": document(
             "ServiceList",
@@ -211,6 +246,90 @@ def _others(known: dict[str, str]) -> dict[str, Schema]:
     }
 
 
+class Documents:
+    """The ``$defs`` of the documents that ``create -f`` and ``apply -f`` read: as people write them."""
+
+    def __init__(self, comments: dict[str, str]) -> None:
+        self._comments = comments
+        self.defs: dict[str, Schema] = {}
+
+    def ref(self, message: Descriptor) -> Schema:
+        """A reference to a message; defines it, and what it refers to."""
+        if message.name not in self.defs:
+            self.defs[message.name] = {}
+            schema: Schema = {
+                "type": "object",
+                "properties": {field.name: self._field(field) for field in message.fields},
+                "additionalProperties": False,
+            }
+            chosen = [oneof for oneof in message.oneofs if not oneof.name.startswith("_")]
+            if chosen:
+                schema["allOf"] = [
+                    {"not": {"required": [one.name, other.name]}}
+                    for oneof in chosen
+                    for index, one in enumerate(oneof.fields)
+                    for other in oneof.fields[index + 1 :]
+                ]
+            if self._comments.get(message.full_name):
+                schema["description"] = self._comments[message.full_name]
+            self.defs[message.name] = schema
+        return {"$ref": f"#/$defs/{message.name}"}
+
+    def _field(self, field: FieldDescriptor) -> Schema:
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            schema: Schema = {"type": "object", "additionalProperties": _TEXT}
+        else:
+            schema = self._value(field)
+            if field.is_repeated:
+                schema = {"type": "array", "items": schema}
+        described = self._comments.get(field.full_name)
+        return {"description": described, **schema} if described else schema
+
+    def _value(self, field: FieldDescriptor) -> Schema:
+        if field.message_type is not None:
+            return self.ref(field.message_type)
+        if field.enum_type is not None:
+            names = [kinds.short(field.enum_type, value.name).lower() for value in field.enum_type.values[1:]]
+            # In any case, and with - for _: completion offers these, the pattern takes the rest.
+            loose = "|".join("".join(f"[{c}{c.upper()}]" if c.isalpha() else "[-_]" for c in name) for name in names)
+            return {"anyOf": [{"enum": names}, {"type": "string", "pattern": f"^({loose})$"}]}
+        if field.name.endswith("_bytes") and field.type != FieldDescriptor.TYPE_BYTES:
+            return {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": "^[0-9.]+ *[A-Za-z]*$"}]}
+        if field.type == FieldDescriptor.TYPE_BYTES:
+            return {"type": "string"}
+        if field.type in (FieldDescriptor.TYPE_INT64, FieldDescriptor.TYPE_UINT64):
+            return {"type": "integer"}
+        return dict(_SCALARS[field.type])
+
+
+def manifest(known: dict[str, str]) -> Schema:
+    """The schema of a guest's document (YAML or JSON)."""
+    documents = Documents(known)
+    texts: Schema = {"type": "object", "additionalProperties": _TEXT}
+    metadata: Schema = {
+        "type": "object",
+        "properties": {**dict.fromkeys(("name", "host", "display_name"), _TEXT), "labels": texts, "annotations": texts},
+        "additionalProperties": False,
+    }
+    spec = documents.ref(guest_pb2.GuestSpec.DESCRIPTOR)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "urn:virtd:v1:GuestDocument",
+        "title": "GuestDocument",
+        "description": "What `guestctl create -f`, `apply -f` and `diff -f` read and `guestctl export` prints.",
+        "type": "object",
+        "properties": {
+            "apiVersion": {"const": API_VERSION},
+            "kind": {"const": "Guest"},
+            "metadata": metadata,
+            "spec": spec,
+        },
+        "required": ["apiVersion", "kind", "spec"],
+        "additionalProperties": False,
+        "$defs": documents.defs,
+    }
+
+
 def schemas() -> dict[str, Schema]:
     """Every schema by the name of its document."""
     known = comments()
@@ -221,12 +340,20 @@ def schemas() -> dict[str, Schema]:
             messages = Messages(known)
             schema = make(kind, messages)
             result[schema["title"]] = {**schema, "$defs": messages.defs}
-    return dict(sorted({**result, **_others(known)}.items()))
+    return dict(sorted({**result, **_others(known), "GuestDocument": manifest(known)}.items()))
 
 
 def text_of(schema: Schema) -> str:
     """A schema as its file holds it."""
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+
+
+def fields() -> str:
+    """What `guestctl explain` says of every field and value, as its file holds it."""
+    known = {
+        name: text for name, text in comments().items() if not name.split(".")[2].endswith(("Request", "Response"))
+    }
+    return json.dumps(dict(sorted(known.items())), indent=0, ensure_ascii=False) + "\n"
 
 
 _MEANINGS = {
@@ -239,7 +366,8 @@ _MEANINGS = {
     Exit.UNSUPPORTED: "The host cannot do this at all.",
     Exit.UNREACHABLE: "The daemon (`DAEMON_UNREACHABLE`), a host or a guest's agent does not answer.",
     Exit.PARTIAL: "Part of it: a host did not answer, or some of several things failed.",
-    Exit.DIFFERENT: "`create --dry-run`: a field would be carried out less than asked (DEGRADED or IGNORED).",
+    Exit.DIFFERENT: "Differences: `diff` and `apply --dry-run` found some; or `plan` and `create --dry-run` found a "
+    "field that would be carried out less than asked (DEGRADED or IGNORED).",
     Exit.TIMEOUT: "Time ran out, the daemon's or this client's (`CLIENT_TIMEOUT`).",
     Exit.INTERRUPTED: "Interrupted (^C).",
     Exit.BROKEN_PIPE: "The reader of stdout went away, as in `guestctl get guests` into `head -1`; quiet.",
@@ -261,6 +389,7 @@ def exit_codes(page: str) -> str:
 def main() -> int:
     """Entry point."""
     EXIT_CODES.write_text(exit_codes(EXIT_CODES.read_text(encoding="utf-8")), encoding="utf-8")
+    FIELDS.write_text(fields(), encoding="utf-8")
     OUTPUT.mkdir(parents=True, exist_ok=True)
     wanted = {f"{name}.json": text_of(schema) for name, schema in schemas().items()}
     for stale in OUTPUT.glob("*.json"):

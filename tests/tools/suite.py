@@ -75,8 +75,8 @@ def tier(name: str, more: list[str]) -> Step:
     command = [sys.executable, "-m", "pytest", "-q", "--durations=5"]
     if name == "qemu":
         command[1:1] = ["-m", "tests.tools.reaper", sys.executable]
-        # One after the other: guests share two cores, and their boots have time limits.
-        command += ["-m", "qemu", "tests"]
+        # A guest that boots keeps one core busy, and tests wait more than they work: two at a time.
+        command += ["-m", "qemu", "-n", "2", "--dist", "loadfile", "tests"]
     else:
         command += ["-m", "not qemu", "-n", "auto", "--dist", "loadfile"]
         if name == "unit":

@@ -95,7 +95,7 @@ def test_what_is_printed_is_what_the_schema_says(kind: kinds.Kind, schemas: dict
     for item in (kind.load()(), filled(kind.load()())):
         if f"{kind.kind}List" in schemas:
             stream = io.StringIO()
-            extra = {"host": "hosts/a"} if kind is kinds.CAPABILITIES else {}
+            extra = {"host": "hosts/a"} if kind in (kinds.CAPABILITIES, kinds.CHECKS) else {}
             Printer("json", stream).items(kind, [item], **extra)
             check(schemas[f"{kind.kind}List"], json.loads(stream.getvalue()))
         if kind.kind in schemas:
@@ -128,3 +128,7 @@ def test_a_value_of_a_newer_daemon_is_still_valid(schemas: dict[str, Any]) -> No
     data = json.loads(stream.getvalue())
     assert data["items"][0]["status"]["state"] == 77
     check(schemas["GuestList"], data)
+
+
+def test_what_explain_says_is_what_the_api_says() -> None:
+    assert gen_schema.FIELDS.read_text() == gen_schema.fields(), "run: python -m tests.tools.gen_schema"

@@ -26,6 +26,8 @@ from virtd.model.host import Capability, Host
 from virtd.model.operation import Operation
 from virtd.rpc.convert import ENCODERS, enum_member, from_message, generic, to_message
 from virtd.rpc.convert.generic import MESSAGE_ONLY
+from virtd.service.changes import FieldChange, UpdatePlan
+from virtd.service.downloads import DownloadEnd, DownloadStart
 from virtd.service.guests import HostPlan
 from virtd.v1 import capability_pb2, guest_pb2, guest_service_pb2, host_pb2, operation_pb2, snapshot_pb2
 
@@ -40,7 +42,12 @@ RENAMED = {
 BY_HAND = {
     "Event": "its payload is bytes: convert/events.py",
     "AgentCommand": "built from ExecCommandRequest by the servicer, which knows the default time limit",
+    "AgentOutput": "one of ExecStreamResponse's steps: made in the servicer",
+    "AgentExit": "as ExecExited: made in the servicer",
+    "AgentFileRequest": "built from WriteFileStart and ReadFileRequest by the servicer and the service",
     "GuestName": "a name, not a resource",
+    "Change": "a difference within the core; FieldChange shows it",
+    "Part": "a part of a path",
 }
 # Messages of resources that no record stands behind.
 NO_RECORD = {
@@ -53,6 +60,18 @@ NO_RECORD = {
     "ConsoleAttached": "made in the servicer",
     "ConsoleOutput": "made in the servicer",
     "ConsoleNotice": "made in the servicer",
+    "ConsoleTake": "says nothing but itself",
+    "ConsoleRelease": "says nothing but itself",
+    "ExecStart": "read by the servicer",
+    "ExecStarted": "made in the servicer",
+    "ExecExited": "see AgentExit in BY_HAND",
+    "WriteFileStart": "read by the servicer",
+    "UploadStart": "read by the servicer",
+    "VolumeUpload": "read by the servicer",
+    "ImageUpload": "read by the servicer",
+    "DirectoryPool": "read by the servicer",
+    "LogicalPool": "read by the servicer",
+    "NfsPool": "read by the servicer",
 }
 
 
@@ -76,7 +95,8 @@ def _records() -> dict[str, type]:
         for value in vars(module).values()
         if isinstance(value, type) and dataclasses.is_dataclass(value)
     }
-    for value in (ErrorRecord, FieldViolation, NativeError, api.FieldVerdict, api.OptionSchema, HostPlan):
+    plans = (HostPlan, UpdatePlan, FieldChange, DownloadStart, DownloadEnd)
+    for value in (ErrorRecord, FieldViolation, NativeError, api.FieldVerdict, api.OptionSchema, *plans):
         found[value.__name__] = value
     return found
 

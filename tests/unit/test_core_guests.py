@@ -32,11 +32,11 @@ from virtd.model.guest import (
     HostFileSource,
     Origin,
     Presence,
-    RunStrategy,
 )
 from virtd.model.names import GuestName
 from virtd.model.operation import OperationState
 from virtd.service.guests import GuestDraft
+from virtd.service.snapshots import Draft as SnapshotDraft
 
 S = GuestState
 
@@ -359,8 +359,8 @@ async def test_a_foreign_guest_is_shown_and_never_touched(lab: Lab) -> None:
             guests.shutdown(call(), name, 0, force_after_timeout=False),
             guests.delete(call(), name, force=True, keep_disks=False, etag=""),
             guests.update(call(), name, "x", None, None, ""),
-            lab.services.snapshots.create(call(), name, "s", "", memory=False),
-            lab.services.consoles.attach(name, read_only=True, offset=None),
+            lab.services.snapshots.create(call(), name, SnapshotDraft("s")),
+            lab.services.consoles.attach(call(), name, read_only=True, offset=None),
         ):
             with pytest.raises(FailedPreconditionError) as caught:
                 await attempt
@@ -495,13 +495,6 @@ async def test_the_disk_of_one_guest_is_not_given_to_another(lab: Lab) -> None:
         assert caught.value.record.metadata["used_by"] == str(lab.name("a"))
     reader = DiskSpec("root", volume=volume, read_only=True)
     await lab.created("b", reader)
-
-
-async def test_run_strategies_that_are_not_there_yet_are_refused(lab: Lab) -> None:
-    with pytest.raises(InvalidArgumentError) as caught:
-        await lab.create("a", run_strategy=RunStrategy.ALWAYS)
-    assert caught.value.record.violations[0].field == "guest.spec.run_strategy"
-    assert caught.value.record.violations[0].alternatives == ("MANUAL",)
 
 
 async def test_lists_are_cut_filtered_and_carry_a_token(lab: Lab) -> None:

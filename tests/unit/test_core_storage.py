@@ -1,4 +1,4 @@
-"""Use cases of snapshots, volumes, images, consoles, metrics and events on the fake hypervisor."""
+"""Use cases of snapshots, volumes, images, metrics and events on the fake hypervisor."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from virtd.model.console import AgentCommand
 from virtd.model.event import EventType
 from virtd.model.guest import DiskFormat, DiskSpec, GuestState, ImageSource
 from virtd.model.operation import OperationState
-from virtd.service.consoles import RING_BYTES, ConsoleChunk, ConsoleClient, ConsoleHub, ConsoleNotice
 from virtd.service.events import WatchBatch, WatchBookmark, WatchInitialDone, WatchReset
+from virtd.service.snapshots import Draft as SnapshotDraft
 
 
 @pytest.fixture
@@ -55,19 +55,19 @@ async def test_a_tree_of_snapshots_and_what_reverting_brings_back(lab: Lab) -> N
     await lab.created("a", blank(), start=True)
     await write(lab, "/etc/motd", b"one")
     await write(lab, "/tmp/x", b"memory")
-    await lab.done(await snapshots.create(call(), name, "one", "the first", memory=True))
+    await lab.done(await snapshots.create(call(), name, SnapshotDraft("one", "the first", memory=True)))
     await write(lab, "/etc/motd", b"two")
-    await lab.done(await snapshots.create(call(), name, "two", "", memory=True))
+    await lab.done(await snapshots.create(call(), name, SnapshotDraft("two", "", memory=True)))
     await lab.done(await snapshots.revert(call(), name, "one"))
     assert await read(lab, "/etc/motd") == b"one"
     assert await read(lab, "/tmp/x") == b"memory"
-    await lab.done(await snapshots.create(call(), name, "other", "", memory=False))
-    listed = (await snapshots.list(name, 0, "")).items
+    await lab.done(await snapshots.create(call(), name, SnapshotDraft("other", "", memory=True)))
+    listed = (await snapshots.list(name.host, name.guest, 0, "")).items
     assert {(s.name.rpartition("/")[2], s.parent) for s in listed} == {("one", ""), ("two", "one"), ("other", "one")}
     assert listed[0].name == f"{name}/snapshots/one"
-    first = await snapshots.list(name, 1, "")
+    first = await snapshots.list(name.host, name.guest, 1, "")
     await lab.done(await snapshots.delete(call(), name, "one"))
-    after = await snapshots.list(name, 10, first.next_page_token)
+    after = await snapshots.list(name.host, name.guest, 10, first.next_page_token)
     assert {s.name.rpartition("/")[2] for s in after.items} == {"two", "other"}, "paging goes on behind what is gone"
     assert (await snapshots.get(name, "two")).parent == ""
     await lab.core.events.flush()
@@ -80,21 +80,22 @@ async def test_a_snapshots_name_is_given_once_and_undo_never_takes_anothers(lab:
     snapshots, name = lab.services.snapshots, lab.name("a")
     await lab.created("a", blank(), start=True)
     hang = lab.world.faults.hang("snapshot_copy_disk")
-    one = await snapshots.create(call(), name, "s", "", memory=False)
-    two = await snapshots.create(call(), name, "s", "", memory=False)  # asked for while the first is being made
+    one = await snapshots.create(call(), name, SnapshotDraft("s", "", memory=False))
+    # Asked for while the first is being made.
+    two = await snapshots.create(call(), name, SnapshotDraft("s", "", memory=False))
     await lab.until(lambda: hang.entered > 0)
     hang.release()
     await lab.done(one)
     await lab.failed(two, "SNAPSHOT_EXISTS")
-    assert [s.name for s in (await snapshots.list(name, 0, "")).items] == [f"{name}/snapshots/s"]
+    assert [s.name for s in (await snapshots.list(name.host, name.guest, 0, "")).items] == [f"{name}/snapshots/s"]
     with pytest.raises(AlreadyExistsError):
-        await snapshots.create(call(), name, "s", "", memory=False)
+        await snapshots.create(call(), name, SnapshotDraft("s", "", memory=False))
 
 
 async def test_a_snapshot_that_is_called_off_leaves_nothing(lab: Lab) -> None:
     await lab.created("a", blank(), start=True)
     hang = lab.world.faults.hang("snapshot_copy_memory")
-    operation = await lab.services.snapshots.create(call(), lab.name("a"), "s", "", memory=True)
+    operation = await lab.services.snapshots.create(call(), lab.name("a"), SnapshotDraft("s", "", memory=True))
     assert operation is not None
     await lab.until(lambda: hang.entered > 0)
     await lab.core.engine.cancel(operation.name)
@@ -107,7 +108,7 @@ async def test_memory_is_looked_for_when_the_turn_comes(lab: Lab) -> None:
     hang = lab.world.faults.hang("guest_create")
     starting = await lab.services.guests.start(call(), lab.name("a"))
     await lab.until(lambda: hang.entered > 0)
-    snapshot = await lab.services.snapshots.create(call(), lab.name("a"), "s", "", memory=True)
+    snapshot = await lab.services.snapshots.create(call(), lab.name("a"), SnapshotDraft("s", "", memory=True))
     hang.release()
     await lab.done(starting)
     await lab.done(snapshot)
@@ -122,13 +123,13 @@ async def test_snapshots_that_are_not_there_or_not_possible(lab: Lab) -> None:
         assert caught.value.reason.name == "SNAPSHOT_NOT_FOUND"
     for bad in ("", "A", "a/b", "a" * 64, "a\n", "<b>"):
         with pytest.raises(InvalidArgumentError) as invalid:
-            await lab.services.snapshots.create(call(), lab.name("a"), bad, "", memory=False)
+            await lab.services.snapshots.create(call(), lab.name("a"), SnapshotDraft(bad, "", memory=False))
         assert invalid.value.record.violations[0].field == "snapshot_id"
     with short_directory() as place:
         async with running_lab(place, "without=guest.snapshot") as poor:
             await poor.created("a")
             with pytest.raises(UnsupportedError):
-                await poor.services.snapshots.create(call(), poor.name("a"), "s", "", memory=False)
+                await poor.services.snapshots.create(call(), poor.name("a"), SnapshotDraft("s", "", memory=False))
 
 
 # ---------------------------------------------------------------------------------------- volumes
@@ -277,69 +278,6 @@ async def test_images_that_are_not_what_they_are_said_to_be(lab: Lab, image: Pat
     with pytest.raises(InvalidArgumentError, match="backing file"):
         await images.import_(call(), "b", str(overlay), DiskFormat.QCOW2)
     assert not list(lab.daemon.config.state.images_directory.iterdir())
-
-
-# --------------------------------------------------------------------------------------- consoles
-
-
-async def test_a_console_is_shared_and_remembers(lab: Lab) -> None:
-    await lab.created("a", start=True)
-    one = await lab.services.consoles.attach(lab.name("a"), read_only=False, offset=0)
-    two = await lab.services.consoles.attach(lab.name("a"), read_only=True, offset=0)
-    await one.write(b"hello\n")
-    for client in (one, two):
-        found = b""
-        while b"hello" not in found:
-            chunk = await asyncio.wait_for(client.read(), 5)
-            if isinstance(chunk, ConsoleChunk):
-                found += chunk.data
-        assert b"fake: ready" in found
-    with pytest.raises(InvalidArgumentError):
-        await two.write(b"x")
-    offset, data, end = await lab.services.consoles.read_log(lab.name("a"), None, 0)
-    assert end == offset + len(data)
-    await lab.done(await lab.services.guests.stop(call(), lab.name("a")))
-    async with asyncio.timeout(5):
-        while not isinstance(await one.read(), ConsoleNotice):
-            pass
-    with pytest.raises(FailedPreconditionError):
-        await one.write(b"x")
-    await lab.done(await lab.services.guests.start(call(), lab.name("a")))
-    async with asyncio.timeout(5):
-        while b"fake: ready" not in getattr(await one.read(), "data", b""):
-            pass
-    waiting = asyncio.create_task(two.read())
-    await asyncio.sleep(0)
-    await two.close()
-    async with asyncio.timeout(5):
-        while await waiting is not None:
-            waiting = asyncio.create_task(two.read())
-
-
-async def test_no_byte_waits_for_the_next_one() -> None:
-    """What is printed between a reader's look and its wait is not left lying."""
-    hub = ConsoleHub()
-    client = ConsoleClient(hub, None, read_only=True)
-    for number in range(50):
-        reading = asyncio.create_task(client.read())
-        for _ in range(number % 5):
-            await asyncio.sleep(0)
-        hub.append(b"x")
-        chunk = await asyncio.wait_for(reading, 1)
-        assert chunk == ConsoleChunk(number, b"x")
-
-
-async def test_a_reader_that_is_too_slow_is_told_by_the_offset() -> None:
-    hub = ConsoleHub()
-    client = ConsoleClient(hub, None, read_only=True)
-    hub.append(b"a" * RING_BYTES)
-    hub.append(b"b" * 10)
-    chunk = await client.read()
-    assert isinstance(chunk, ConsoleChunk)
-    assert chunk.offset == 10
-    late = ConsoleClient(hub, 3, read_only=True)
-    assert late.truncated
-    assert late.offset == 10
 
 
 # ---------------------------------------------------------------------------- metrics, agent, events

@@ -38,6 +38,7 @@ def everything() -> Metrics:
     metrics.host_reconnected("h")
     metrics.resync_finished("h", 0.2, 3)
     metrics.sampled("h", 0.3)
+    metrics.native_called("kvm", "virDomainCreate", "ok", 0.4)
     metrics.journal_committed(0.002)
     metrics.read_from(
         lambda: Reading(4, 5, 6, {("h", "RUNNING"): 7}, {"h": True, "dead": False}, [GuestSample("h", "g", FULL)])

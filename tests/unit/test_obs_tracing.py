@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
+from tests.support.toy import Rig
 from virtd.config import TracingConfig
 from virtd.errors import CONFIG_INVALID, GUEST_NOT_FOUND, InvalidArgumentError, NotFoundError
 from virtd.obs import tracing
+from virtd.store import open_database
 
 
 @pytest.fixture
@@ -112,3 +115,29 @@ def test_a_missing_sdk_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(InvalidArgumentError, match=r"virtd\[tracing\]") as caught:
         tracing.configure(TracingConfig(endpoint="http://127.0.0.1:4317"))
     assert caught.value.reason is CONFIG_INVALID
+
+
+async def test_a_queued_operation_belongs_to_the_trace_that_asked_for_it(
+    spans: InMemorySpanExporter, tmp_path: Path
+) -> None:
+    database = open_database(tmp_path)
+    rig = Rig(database)
+    try:
+        with tracing.span("first"):
+            first = await rig.submit("a", "ok")
+        with tracing.span("second"):
+            asked = tracing.trace_id()
+            second = await rig.submit("a", "ok")
+        await rig.end(first)
+        await rig.end(second)  # launched when the first one ended, in its task
+    finally:
+        await rig.engine.stop(0.0)
+        database.close()
+    work = [span for span in spans.get_finished_spans() if span.name.startswith("operation")]
+    traces = {
+        str((span.attributes or {})["virtd.operation"]): f"{span.context.trace_id:032x}"
+        for span in work
+        if span.context
+    }
+    assert traces[second.name] == asked
+    assert traces[first.name] != asked

@@ -85,7 +85,7 @@ SYNTAX: list[tuple[GuestSpec, str, str]] = [
     (disk(blank=None, host_file=HostFileSource("x", DiskFormat.RAW)), f"{D0}.host_file.path", "absolute"),
     (disk(blank=None, host_file=HostFileSource("/a\0", DiskFormat.RAW)), f"{D0}.host_file.path", "control"),
     (disk(blank=None, host_file=HostFileSource("/" + "x" * 9999, DiskFormat.RAW)), f"{D0}.host_file.path", "path"),
-    (disk(boot_order=0), f"{D0}.boot_order", "at least 1"),
+    (disk(boot_order=0), f"{D0}.boot_order", "must be 1 to 1000"),
     (replace(GOOD, disks=(DiskSpec("a", blank=BlankSource(MIB)),) * 2), "disks[1].name", "used twice"),
     (replace(GOOD, disks=tuple(DiskSpec(f"d{n}", blank=BlankSource(MIB)) for n in range(65))), "disks", "at most 64"),
     (

@@ -31,11 +31,15 @@ class Permission(StrEnum):
     GUESTS_MANAGE = "guests.manage"
     """Create, change, adopt, delete."""
     SNAPSHOTS_MANAGE = "snapshots.manage"
+    BACKUPS_READ = "backups.read"
+    BACKUPS_MANAGE = "backups.manage"
+    """Make and delete backups, and restore them into new guests."""
     CONSOLE_READ = "console.read"
     CONSOLE_WRITE = "console.write"
     AGENT_EXECUTE = "agent.execute"
     STORAGE_READ = "storage.read"
     STORAGE_MANAGE = "storage.manage"
+    NETWORKS_MANAGE = "networks.manage"
     OPERATIONS_READ = "operations.read"
     OPERATIONS_MANAGE = "operations.manage"
     EVENTS_READ = "events.read"
@@ -60,28 +64,54 @@ def _rows(service: str, permission: Permission, *methods: str, audited: bool = F
 # fmt: off
 TABLE: Final[Mapping[str, Rule]] = {
     **_rows("virtd.v1.ServerService", _P.SERVER_READ, "GetServerInfo"),
-    **_rows("virtd.v1.HostService", _P.HOSTS_READ, "GetHost", "ListHosts", "ProbeHost", "GetCapabilities"),
+    **_rows("virtd.v1.HostService", _P.HOSTS_READ, "GetHost", "ListHosts", "ProbeHost", "GetCapabilities",
+            "DiagnoseHost"),
     **_rows("virtd.v1.HostService", _P.HOSTS_MANAGE, "AddHost", "RemoveHost", audited=True),
     **_rows("virtd.v1.GuestService", _P.GUESTS_READ, "GetGuest", "ListGuests", "PlanGuest", "WaitGuest"),
     **_rows("virtd.v1.GuestService", _P.GUESTS_MANAGE,
-            "CreateGuest", "UpdateGuest", "DeleteGuest", "AdoptGuest", audited=True),
+            "CreateGuest", "UpdateGuest", "DeleteGuest", "AdoptGuest", "CloneGuest", "ReleaseGuest", audited=True),
+    **_rows("virtd.v1.TrashService", _P.GUESTS_READ, "ListTrash", "GetTrashEntry"),
+    **_rows("virtd.v1.TrashService", _P.GUESTS_MANAGE, "RecoverGuest", "PurgeTrash", audited=True),
+    **_rows("virtd.v1.DeviceService", _P.GUESTS_MANAGE,
+            "AttachDisk", "DetachDisk", "ResizeDisk", "AttachInterface", "DetachInterface", "SetLink", "InsertMedium",
+            "EjectMedium", audited=True),
     **_rows("virtd.v1.GuestService", _P.GUESTS_OPERATE,
             "StartGuest", "ShutdownGuest", "StopGuest", "RebootGuest", "ResetGuest", "PauseGuest", "ResumeGuest",
-            "SuspendGuest", audited=True),
+            "SuspendGuest", "DiscardSavedState", audited=True),
     **_rows("virtd.v1.SnapshotService", _P.GUESTS_READ, "GetSnapshot", "ListSnapshots"),
     **_rows("virtd.v1.SnapshotService", _P.SNAPSHOTS_MANAGE,
-            "CreateSnapshot", "RevertSnapshot", "DeleteSnapshot", audited=True),
+            "CreateSnapshot", "UpdateSnapshot", "RevertSnapshot", "DeleteSnapshot", audited=True),
+    **_rows("virtd.v1.BackupService", _P.BACKUPS_READ,
+            "GetBackup", "ListBackups", "ListRepositories"),
+    **_rows("virtd.v1.BackupService", _P.BACKUPS_MANAGE,
+            "CreateBackup", "VerifyBackup", "RestoreBackup", "DeleteBackup", audited=True),
+    **_rows("virtd.v1.ScheduleService", _P.GUESTS_READ, "GetSchedule", "ListSchedules"),
+    **_rows("virtd.v1.ScheduleService", _P.SNAPSHOTS_MANAGE,
+            "CreateSchedule", "UpdateSchedule", "DeleteSchedule", "RunSchedule", audited=True),
     **_rows("virtd.v1.PoolService", _P.STORAGE_READ, "GetPool", "ListPools"),
+    **_rows("virtd.v1.PoolService", _P.STORAGE_MANAGE,
+            "CreatePool", "UpdatePool", "StartPool", "StopPool", "RefreshPool", "DeletePool", audited=True),
     **_rows("virtd.v1.VolumeService", _P.STORAGE_READ, "GetVolume", "ListVolumes"),
-    **_rows("virtd.v1.VolumeService", _P.STORAGE_MANAGE, "CreateVolume", "DeleteVolume", audited=True),
-    **_rows("virtd.v1.NetworkService", _P.HOSTS_READ, "GetNetwork", "ListNetworks"),
+    # The content of a disk is as secret as what the guest knows: reading it is not mere looking.
+    **_rows("virtd.v1.VolumeService", _P.STORAGE_MANAGE,
+            "CreateVolume", "ResizeVolume", "CloneVolume", "DeleteVolume", "DownloadVolume", audited=True),
+    **_rows("virtd.v1.UploadService", _P.STORAGE_READ, "GetUpload", "ListUploads"),
+    **_rows("virtd.v1.UploadService", _P.STORAGE_MANAGE,
+            "StartUpload", "WriteUpload", "CommitUpload", "DeleteUpload", audited=True),
+    **_rows("virtd.v1.NetworkService", _P.HOSTS_READ, "GetNetwork", "ListNetworks", "ListLeases"),
+    **_rows("virtd.v1.NetworkService", _P.NETWORKS_MANAGE,
+            "CreateNetwork", "StartNetwork", "StopNetwork", "UpdateNetwork", "DeleteNetwork", audited=True),
     **_rows("virtd.v1.ImageService", _P.STORAGE_READ, "GetImage", "ListImages"),
     **_rows("virtd.v1.ImageService", _P.STORAGE_MANAGE, "ImportImage", "DeleteImage", audited=True),
     **_rows("virtd.v1.ConsoleService", _P.CONSOLE_WRITE, "AttachConsole", audited=True),
-    **_rows("virtd.v1.ConsoleService", _P.CONSOLE_READ, "ReadConsoleLog", "TakeScreenshot"),
-    **_rows("virtd.v1.AgentService", _P.AGENT_EXECUTE, "ExecCommand", audited=True),
+    **_rows("virtd.v1.ConsoleService", _P.CONSOLE_WRITE, "CreateConsoleTicket", "AttachGraphics", audited=True),
+    **_rows("virtd.v1.ConsoleService", _P.CONSOLE_READ, "ReadConsoleLog", "FollowConsoleLog", "TakeScreenshot"),
+    **_rows("virtd.v1.AgentService", _P.AGENT_EXECUTE,
+            "ExecCommand", "ExecStream", "ReadFile", "WriteFile", audited=True),
+    **_rows("virtd.v1.AgentService", _P.GUESTS_OPERATE, "FreezeFilesystems", "ThawFilesystems", audited=True),
+    **_rows("virtd.v1.AgentService", _P.GUESTS_READ, "GetOsInfo"),
     **_rows("virtd.v1.EventService", _P.EVENTS_READ, "WatchEvents", "PullEvents"),
-    **_rows("virtd.v1.MetricsService", _P.GUESTS_READ, "GetMetrics"),
+    **_rows("virtd.v1.MetricsService", _P.GUESTS_READ, "GetMetrics", "ListUsage"),
     **_rows("virtd.v1.AuditService", _P.AUDIT_READ, "ListAuditRecords"),
     **_rows("google.longrunning.Operations", _P.OPERATIONS_READ, "GetOperation", "ListOperations", "WaitOperation"),
     **_rows("google.longrunning.Operations", _P.OPERATIONS_MANAGE,

@@ -39,7 +39,52 @@ from enum import StrEnum
 from typing import Final, Protocol, runtime_checkable
 from uuid import UUID
 
-from virtd.model.console import AgentCommand, AgentResult, Screenshot
+from virtd.backend.facets_agent import AgentFacet as AgentFacet
+from virtd.backend.facets_agent import AgentFile as AgentFile
+from virtd.backend.facets_agent import AgentProcess as AgentProcess
+from virtd.backend.facets_agent import DisplayFacet as DisplayFacet
+from virtd.backend.facets_backup import BackupFacet as BackupFacet
+from virtd.backend.facets_backup import BackupReader as BackupReader
+from virtd.backend.facets_backup import BackupRequest as BackupRequest
+from virtd.backend.facets_backup import DiskIdentity as DiskIdentity
+from virtd.backend.facets_backup import DiskRange as DiskRange
+from virtd.backend.facets_backup import SourceDisk as SourceDisk
+from virtd.backend.facets_diagnosis import DiagnosisFacet
+from virtd.backend.facets_lifecycle import AutostartFacet as AutostartFacet
+from virtd.backend.facets_lifecycle import DefinitionFacet as DefinitionFacet
+from virtd.backend.facets_lifecycle import DiskFile as DiskFile
+from virtd.backend.facets_network import NetworkChangeFacet as NetworkChangeFacet
+from virtd.backend.facets_network import NetworkRequest as NetworkRequest
+from virtd.backend.facets_snapshots import SnapshotFacet as SnapshotFacet
+from virtd.backend.facets_snapshots import SnapshotPlan as SnapshotPlan
+from virtd.backend.facets_snapshots import SnapshotRequest as SnapshotRequest
+from virtd.backend.facets_storage import Extent as Extent
+from virtd.backend.facets_storage import Hole as Hole
+from virtd.backend.facets_storage import PoolFacet as PoolFacet
+from virtd.backend.facets_storage import PoolRequest as PoolRequest
+from virtd.backend.facets_storage import VolumeChangeFacet as VolumeChangeFacet
+from virtd.backend.facets_storage import VolumeContent as VolumeContent
+from virtd.backend.facets_storage import VolumeTransferFacet as VolumeTransferFacet
+from virtd.backend.facets_update import FieldEffect as FieldEffect
+from virtd.backend.facets_update import UpdateEffect as UpdateEffect
+from virtd.backend.facets_update import UpdateFacet as UpdateFacet
+from virtd.model.console import Screenshot
+from virtd.model.devices import (
+    ClockBase,
+    CpuSpec,
+    DiskCache,
+    FilesystemSpec,
+    HostDeviceSpec,
+    IoTune,
+    LinkState,
+    MemorySpec,
+    NumaSpec,
+    PortForward,
+    SoundSpec,
+    TpmSpec,
+    UsbSpec,
+    WatchdogSpec,
+)
 from virtd.model.guest import (
     Accelerator,
     DirectKernelBoot,
@@ -58,8 +103,7 @@ from virtd.model.guest import (
 from virtd.model.host import Capability, HostFacts
 from virtd.model.metrics import GuestMetrics
 from virtd.model.network import Network
-from virtd.model.snapshot import Snapshot
-from virtd.model.storage import Pool, Volume
+from virtd.model.storage import Pool, Preallocation, Volume
 
 
 class CallContext(Protocol):
@@ -162,7 +206,10 @@ class HostCandidate:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedDisk:
-    """A disk whose file exists (or will, before define): nothing is left to choose."""
+    """A disk whose file exists (or will, before define): nothing is left to choose.
+
+    ``path`` is empty for a CD-ROM drive without a medium.
+    """
 
     name: str
     path: str
@@ -171,6 +218,10 @@ class ResolvedDisk:
     device: DiskDevice = DiskDevice.DISK
     read_only: bool = False
     boot_order: int | None = None
+    cache: DiskCache | None = None
+    io_tune: IoTune | None = None
+    discard: bool = False
+    serial: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +233,10 @@ class ResolvedInterface:
     mac: str
     network: str = ""
     model: str = ""
+    port_forwards: tuple[PortForward, ...] = ()
+    link_state: LinkState | None = None
+    mtu: int | None = None
+    boot_order: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +260,21 @@ class ResolvedGuest:
     guest_agent: bool = True
     graphics: GraphicsSpec | None = None
     backend_options: dict[str, str] = field(default_factory=dict)
+    max_vcpus: int | None = None
+    max_memory_bytes: int | None = None
+    cpu: CpuSpec | None = None
+    memory: MemorySpec | None = None
+    numa: NumaSpec | None = None
+    secure_boot: bool = False
+    tpm: TpmSpec | None = None
+    rng: bool = True
+    watchdog: WatchdogSpec | None = None
+    filesystems: tuple[FilesystemSpec, ...] = ()
+    usb: UsbSpec | None = None
+    sound: SoundSpec | None = None
+    host_devices: tuple[HostDeviceSpec, ...] = ()
+    autostart: bool = False
+    clock: ClockBase | None = None
 
 
 class Fidelity(StrEnum):
@@ -266,6 +336,10 @@ class NativeGuest:
     graphics_address: str = ""
     persistent: bool = True
     has_saved_state: bool = False
+    vcpus: int | None = None
+    memory_bytes: int | None = None
+    pending_restart_fields: tuple[str, ...] = ()
+    unmodelled: tuple[str, ...] = ()
 
 
 class NativeEventType(StrEnum):
@@ -275,6 +349,8 @@ class NativeEventType(StrEnum):
     GUEST_UNDEFINED = "GUEST_UNDEFINED"
     GUEST_STATE = "GUEST_STATE"
     GUEST_CHANGED = "GUEST_CHANGED"
+    GUEST_REBOOTED = "GUEST_REBOOTED"
+    GUEST_WATCHDOG = "GUEST_WATCHDOG"
     AGENT_CONNECTED = "AGENT_CONNECTED"
     AGENT_DISCONNECTED = "AGENT_DISCONNECTED"
     CONNECTED = "CONNECTED"
@@ -317,6 +393,8 @@ class RebootFacet(Protocol):
 
     async def request_reboot(self, uuid: UUID, context: CallContext) -> None:
         """Ask once and return at once.  Not idempotent.
+
+        When the guest begins to boot anew, the session reports GUEST_REBOOTED: the core waits for it.
 
         :raises FailedPreconditionError: INVALID_STATE, the guest does not run.
         """
@@ -362,40 +440,6 @@ class SuspendFacet(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class SnapshotRequest:
-    """A snapshot to take.  ``memory`` includes the running guest's memory and devices."""
-
-    name: str
-    description: str = ""
-    memory: bool = False
-
-
-class SnapshotFacet(Protocol):
-    """Snapshots with revert.  One guest's snapshots form a tree."""
-
-    async def list_snapshots(self, uuid: UUID) -> Sequence[Snapshot]:
-        """All of them, parents before children.  ``Snapshot.name`` is the bare id here."""
-
-    async def create_snapshot(self, uuid: UUID, request: SnapshotRequest, context: CallContext) -> Snapshot:
-        """Take one.  Idempotent by name: one that is complete is returned as it is.
-
-        :raises UnsupportedError: this guest cannot have this kind now; the reason says why.
-        """
-
-    async def revert_snapshot(self, uuid: UUID, name: str, context: CallContext) -> None:
-        """Make the guest what it was.  Idempotent in effect (reverting twice is reverting once).
-
-        :raises NotFoundError: SNAPSHOT_NOT_FOUND.
-        """
-
-    async def delete_snapshot(self, uuid: UUID, name: str, context: CallContext) -> None:
-        """Delete one; its children keep their data and become children of its parent.  Idempotent.
-
-        :raises FailedPreconditionError: SNAPSHOT_CHAIN_BROKEN, and then nothing was touched.
-        """
-
-
-@dataclass(frozen=True, slots=True)
 class VolumeRequest:
     """A volume to create.
 
@@ -410,6 +454,7 @@ class VolumeRequest:
     source_path: str = ""
     source_format: DiskFormat | None = None
     overlay: bool = False
+    preallocation: Preallocation = Preallocation.NONE
 
 
 DEFAULT_POOL: Final = "virtd"
@@ -496,24 +541,6 @@ class ScreenshotFacet(Protocol):
         """
 
 
-class AgentFacet(Protocol):
-    """The guest agent.  Absent, disabled, not ready and stuck are told apart by the reason."""
-
-    async def ping_agent(self, uuid: UUID) -> None:
-        """Return if the agent answers now, within about two seconds.
-
-        :raises FailedPreconditionError: AGENT_NOT_CONFIGURED or INVALID_STATE.
-        :raises UnavailableError: AGENT_NOT_READY.
-        """
-
-    async def run_command(self, uuid: UUID, command: AgentCommand, context: CallContext) -> AgentResult:
-        """Run a command and collect its output.  Not idempotent.
-
-        :raises DeadlineExceededError: it still runs in the guest after ``command.timeout_s``.
-        :raises InvalidArgumentError: FIELD_INVALID, no such program in the guest.
-        """
-
-
 class AddressFacet(Protocol):
     """Network addresses."""
 
@@ -553,13 +580,23 @@ class Facets:
     suspend: SuspendFacet | None = None
     snapshots: SnapshotFacet | None = None
     storage: StorageFacet | None = None
+    pools: PoolFacet | None = None
+    volume_changes: VolumeChangeFacet | None = None
+    volume_transfer: VolumeTransferFacet | None = None
     networks: NetworkFacet | None = None
+    network_changes: NetworkChangeFacet | None = None
     serial_console: SerialConsoleFacet | None = None
     screenshot: ScreenshotFacet | None = None
     agent: AgentFacet | None = None
+    display: DisplayFacet | None = None
     addresses: AddressFacet | None = None
     metrics: MetricsFacet | None = None
     event_source: EventSourceFacet | None = None
+    diagnosis: DiagnosisFacet | None = None
+    definitions: DefinitionFacet | None = None
+    autostart: AutostartFacet | None = None
+    backup: BackupFacet | None = None
+    update: UpdateFacet | None = None
 
 
 # --------------------------------------------------------------------------------------- level 0

@@ -19,10 +19,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from virtd.config.model import (
+    AgentConfig,
     Config,
+    ConsolesConfig,
     DiscoveryConfig,
     EventsConfig,
     HostEntry,
+    ImagesConfig,
     InventoryConfig,
     LogConfig,
     MetricsConfig,
@@ -31,8 +34,10 @@ from virtd.config.model import (
     ServerConfig,
     StateConfig,
     StorageConfig,
+    StrategyConfig,
     TcpAddress,
     TracingConfig,
+    TrashConfig,
 )
 from virtd.errors import CONFIG_INVALID, FieldViolation, InvalidArgumentError
 
@@ -290,7 +295,7 @@ def _resolve(
         return None
     sections: dict[str, dict[str, Any]] = {}
     for name in ("server", "state", "discovery", "plugins", "storage", "operations", "events", "metrics", "inventory",
-                 "log", "tracing"):  # fmt: skip
+                 "consoles", "agent", "images", "trash", "strategy", "log", "tracing"):  # fmt: skip
         section = getattr(file, name) if file else None
         # Only what is said: the rest is the plain classes' own default.
         sections[name] = {key: getattr(section, key) for key in section.model_fields_set} if section else {}
@@ -298,14 +303,22 @@ def _resolve(
     config = Config(
         server=_server(sections["server"], state, here, problems),
         state=state,
-        storage=StorageConfig(allowed_directories=_allowed(sections["storage"], state, here)),
+        storage=StorageConfig(
+            allowed_directories=_allowed(sections["storage"], state, here),
+            backup_repositories=MappingProxyType(_repositories(sections["storage"], here)),
+        ),
         hosts=tuple(_hosts(file)) if file else (),
+        images=ImagesConfig(**sections["images"]),
         discovery=DiscoveryConfig(**sections["discovery"]),
         plugins=PluginsConfig(block=tuple(sections["plugins"].get("block", ()))),
         operations=_operations(sections["operations"]),
         events=EventsConfig(**sections["events"]),
         metrics=_metrics(sections["metrics"], problems),
         inventory=InventoryConfig(**sections["inventory"]),
+        consoles=ConsolesConfig(**sections["consoles"]),
+        agent=AgentConfig(**sections["agent"]),
+        trash=TrashConfig(**sections["trash"]),
+        strategy=StrategyConfig(**sections["strategy"]),
         log=LogConfig(**sections["log"]),
         tracing=TracingConfig(**sections["tracing"]),
         source=source,
@@ -383,6 +396,11 @@ def _allowed(said: Mapping[str, Any], state: StateConfig, here: Surroundings) ->
     more = [state.import_directory] if named is None else [_absolute(entry, here) for entry in named]
     # Resolved here once; the check of a request resolves the request's path and compares.
     return tuple(dict.fromkeys(Path(os.path.realpath(path)) for path in more if path))
+
+
+def _repositories(said: Mapping[str, Any], here: Surroundings) -> dict[str, Path]:
+    found = {name: _absolute(path, here) for name, path in said.get("backup_repositories", {}).items()}
+    return {name: path for name, path in found.items() if path is not None}
 
 
 def _absolute(value: str | None, here: Surroundings) -> Path | None:

@@ -125,9 +125,18 @@ class PluginsConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageConfig:
-    """``allowed_directories``: absolute, symbolic links followed."""
+    """``allowed_directories``: absolute, symbolic links followed.  ``backup_repositories``: by name."""
 
     allowed_directories: tuple[Path, ...]
+    backup_repositories: Mapping[str, Path] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagesConfig:
+    """What the daemon fetches for the catalogue."""
+
+    allow_private_addresses: bool = False
+    max_bytes: int = 2**40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +161,20 @@ class EventsConfig:
     retention_count: int = 100_000
     retention_hours: float = 72.0
     watcher_buffer: int = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsolesConfig:
+    """``log_max_bytes``: how much of each guest's console is kept on the disk; 0: nothing."""
+
+    log_max_bytes: int = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentConfig:
+    """``file_max_bytes``: the largest file that is passed through a guest agent at once."""
+
+    file_max_bytes: int = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +208,31 @@ class TracingConfig:
     sample: float = 1.0
 
 
+class OnDelete(StrEnum):
+    """What becomes of a deleted guest whose caller does not say."""
+
+    DELETE = "delete"
+    TRASH = "trash"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrashConfig:
+    """``retention_days`` 0: nothing is purged by itself."""
+
+    on_delete: OnDelete = OnDelete.DELETE
+    retention_days: float = 7.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrategyConfig:
+    """How run strategies start guests again; times in seconds."""
+
+    backoff_first_s: float = 10.0
+    backoff_max_s: float = 300.0
+    stable_s: float = 600.0
+    halt_timeout_s: float = 120.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything.  ``source`` is the file that was read, or None for defaults alone."""
@@ -192,12 +240,17 @@ class Config:
     server: ServerConfig
     state: StateConfig
     storage: StorageConfig
+    images: ImagesConfig = field(default_factory=ImagesConfig)
     hosts: tuple[HostEntry, ...] = ()
     discovery: DiscoveryConfig = field(default_factory=DiscoveryConfig)
     plugins: PluginsConfig = field(default_factory=PluginsConfig)
     operations: OperationsConfig = field(default_factory=OperationsConfig)
     events: EventsConfig = field(default_factory=EventsConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    consoles: ConsolesConfig = field(default_factory=ConsolesConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    trash: TrashConfig = field(default_factory=TrashConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
     inventory: InventoryConfig = field(default_factory=InventoryConfig)
     log: LogConfig = field(default_factory=LogConfig)
     tracing: TracingConfig = field(default_factory=TracingConfig)

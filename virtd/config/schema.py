@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from virtd.config import model
-from virtd.config.model import Embedded, LogFormat, LogLevel
+from virtd.config.model import Embedded, LogFormat, LogLevel, OnDelete
 from virtd.model.names import ID_PATTERN
 
 _ID: Final = re.compile(ID_PATTERN)
@@ -65,6 +65,12 @@ def _uri(value: str) -> str:
     user_info, at, _ = match["authority"].rpartition("@")
     if at and ":" in user_info:
         raise ValueError("must not hold a password: use keys or certificates")
+    return value
+
+
+def _repository_id(value: str) -> str:
+    if not _ID.fullmatch(value):
+        raise ValueError("a repository's name is 1 to 63 lower-case letters, digits, '.', '_' or '-'")
     return value
 
 
@@ -257,6 +263,32 @@ class Storage(Section):
         "virtd's own images and volumes are used by their names, never by their paths.",
         json_schema_extra={"default_text": "`import` in `state.directory`"},
     )
+    backup_repositories: dict[Annotated[str, AfterValidator(_repository_id)], Annotated[str, AfterValidator(_path)]] = (
+        Field(
+            default_factory=dict,
+            description='Directories for backups, by name: `nightly = "/srv/backups"`. They are made where they are '
+            "missing. The name `default` moves the repository that is always there to another directory.",
+            json_schema_extra={"default_text": "`default` is `backups` in `state.directory`"},
+        )
+    )
+
+
+class Images(Section):
+    """The catalogue of disk images."""
+
+    allow_private_addresses: bool = Field(
+        default=_plain_default(model.ImagesConfig, "allow_private_addresses"),
+        description="Import images also from URLs that lead to addresses of private networks, or to this machine. "
+        "virtd then asks servers in the name of its callers that these may not reach themselves, and tells them "
+        "whether they answer: allow it where everybody who may import images may ask those servers too. Proxies of the "
+        "environment (`https_proxy`, `no_proxy`) are used, and see the addresses instead of virtd.",
+    )
+    max_bytes: int = Field(
+        default=_plain_default(model.ImagesConfig, "max_bytes"),
+        ge=2**20,
+        le=2**50,
+        description="A larger file is not fetched or taken as an upload, in bytes.",
+    )
 
 
 class Operations(Section):
@@ -328,6 +360,71 @@ class Metrics(Section):
     )
 
 
+class Consoles(Section):
+    """The serial consoles of guests."""
+
+    log_max_bytes: int = Field(
+        default=_plain_default(model.ConsolesConfig, "log_max_bytes"),
+        ge=0,
+        le=2**30,
+        description="How much of what each guest prints to its console is kept in the state directory, in bytes; the "
+        "oldest goes first. 0 keeps it in memory only, 256 KiB of it.",
+    )
+
+
+class Trash(Section):
+    """Deleted guests that can be brought back."""
+
+    on_delete: OnDelete = Field(
+        default=_plain_default(model.TrashConfig, "on_delete"),
+        strict=False,
+        description="What becomes of a deleted guest whose caller does not say: `delete` it with its disks, or move it "
+        "to the `trash`.",
+    )
+    retention_days: float = Field(
+        default=_plain_default(model.TrashConfig, "retention_days"),
+        ge=0,
+        le=3650,
+        allow_inf_nan=False,
+        description="After so many days in the trash a guest and its disks are deleted for ever; 0: never. It holds "
+        "for what is deleted from now on.",
+    )
+
+
+class Strategy(Section):
+    """Run strategies: how guests are started again."""
+
+    backoff_first_s: Seconds = Field(
+        default=_plain_default(model.StrategyConfig, "backoff_first_s"),
+        description="How long the second start in a row waits, in seconds; the first does not wait, and each later "
+        "one waits twice as long as that before it.",
+    )
+    backoff_max_s: Seconds = Field(
+        default=_plain_default(model.StrategyConfig, "backoff_max_s"),
+        description="No start waits longer, in seconds.",
+    )
+    stable_s: Seconds = Field(
+        default=_plain_default(model.StrategyConfig, "stable_s"),
+        description="A guest that has run so long, in seconds, has not failed: it is started at once the next time.",
+    )
+    halt_timeout_s: Seconds = Field(
+        default=_plain_default(model.StrategyConfig, "halt_timeout_s"),
+        description="How long a guest with the strategy HALTED may take to shut down, in seconds, before it is asked "
+        "again. It is never forced.",
+    )
+
+
+class Agent(Section):
+    """The agents in guests."""
+
+    file_max_bytes: int = Field(
+        default=_plain_default(model.AgentConfig, "file_max_bytes"),
+        ge=1024,
+        le=2**34,
+        description="The largest file, or part of one, that one call reads or writes through a guest agent, in bytes.",
+    )
+
+
 class Inventory(Section):
     """What virtd knows of every guest is fed by events, and compared with the hypervisor now and then."""
 
@@ -377,9 +474,14 @@ class File(Section):
     discovery: Discovery = Field(default_factory=Discovery)
     plugins: Plugins = Field(default_factory=Plugins)
     storage: Storage = Field(default_factory=Storage)
+    images: Images = Field(default_factory=Images)
     operations: Operations = Field(default_factory=Operations)
     events: Events = Field(default_factory=Events)
     metrics: Metrics = Field(default_factory=Metrics)
+    consoles: Consoles = Field(default_factory=Consoles)
+    agent: Agent = Field(default_factory=Agent)
+    trash: Trash = Field(default_factory=Trash)
+    strategy: Strategy = Field(default_factory=Strategy)
     inventory: Inventory = Field(default_factory=Inventory)
     log: Log = Field(default_factory=Log)
     tracing: Tracing = Field(default_factory=Tracing)

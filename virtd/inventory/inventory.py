@@ -59,6 +59,10 @@ from virtd.store import Database
 log = structlog.get_logger(__name__)
 
 _RUNNING: Final = (GuestState.RUNNING, GuestState.PAUSED)
+_OF_A_BOOT: Final = (ConditionType.BOOTED, ConditionType.AGENT_READY, ConditionType.NETWORK_READY)
+"""What has to come true anew after a reboot."""
+_LASTING: Final = (ConditionType.CRASH_LOOP,)
+"""Conditions that a guest also has while it is down."""
 
 
 class Inventory:
@@ -76,7 +80,10 @@ class Inventory:
         """The last picture of guests whose host is not there (any more, or yet)."""
         self._settled = False
         self._elsewhere: set[tuple[str, UUID]] = set()
+        self.reboots: dict[UUID, int] = {}
+        """How often each guest was seen to reboot since the daemon's start."""
         self.metrics: dict[UUID, GuestMetrics] = {}
+        self.on_samples: Callable[[Sequence[GuestMetrics]], None] = lambda _samples: None
         """The last sample of each guest that runs."""
 
     def load(self) -> None:
@@ -342,6 +349,10 @@ class Inventory:
                 interfaces=native.interfaces,
                 accelerator=native.accelerator or guest.status.accelerator,
                 graphics_address=native.graphics_address,
+                pending_restart_fields=native.pending_restart_fields,
+                vcpus=native.vcpus,
+                memory_bytes=native.memory_bytes,
+                unmodelled=native.unmodelled,
             )
             return replace(
                 guest,
@@ -375,19 +386,38 @@ class Inventory:
 
         self._update(uid, gone)
 
-    def observe_condition(self, uid: UUID, type_: ConditionType, status: ConditionStatus, reason: str) -> None:
+    def observe_condition(
+        self, uid: UUID, type_: ConditionType, status: ConditionStatus, reason: str, message: str = ""
+    ) -> None:
         """A condition of a guest is known anew."""
         view = self._views.get(uid)
         if view is None:
             return
         known = {condition.type: condition for condition in view.guest.status.conditions}
         old = known.get(type_)
-        if old is not None and old.status is status and old.reason == reason:
+        if old is not None and (old.status, old.reason, old.message) == (status, reason, message):
             return
         changed = datetime.now(UTC) if old is None or old.status is not status else old.change_time
-        known[type_] = Condition(type_, status, reason, change_time=changed)
+        known[type_] = Condition(type_, status, reason, message, change_time=changed)
         conditions = tuple(known[key] for key in ConditionType if key in known)
         self._update(uid, lambda guest: replace(guest, status=replace(guest.status, conditions=conditions)))
+
+    def observe_watchdog(self, uid: UUID, action: str) -> None:
+        """The host said that a guest's watchdog was not fed, and what it did about it."""
+        if view := self._views.get(uid):
+            attributes = {"state": view.guest.status.state.value, "reason": "WATCHDOG", "action": action}
+            self._emit(EventType.GUEST_WATCHDOG, view, attributes)
+
+    def observe_reboot(self, uid: UUID, reason: str) -> None:
+        """The host said that a guest began to boot anew: what was known of the system in it is past."""
+        self.reboots[uid] = self.reboots.get(uid, 0) + 1
+        view = self._views.get(uid)
+        if view is None:
+            return
+        self._emit(EventType.GUEST_REBOOTED, view, {"state": view.guest.status.state.value, "reason": reason})
+        for condition in view.guest.status.conditions:
+            if condition.type in _OF_A_BOOT and condition.status is ConditionStatus.TRUE:
+                self.observe_condition(uid, condition.type, ConditionStatus.FALSE, "REBOOTED")
 
     def observe_addresses(self, uid: UUID, addresses: Sequence[GuestAddress]) -> None:
         """The addresses of a guest are known anew."""
@@ -419,6 +449,7 @@ class Inventory:
         for uid in self._by_host.get(host_id, ()):
             self.metrics.pop(uid, None)
         self.metrics.update({sample.uid: sample for sample in samples if sample.uid in self._views})
+        self.on_samples(samples)
 
     # ------------------------------------------------------------------------------------- inside
 
@@ -485,7 +516,8 @@ class Inventory:
             status.state, status.origin, status.presence, host.facts.capabilities if host is not None else ()
         )
         if status.state not in _RUNNING and (status.conditions or status.addresses):
-            status = replace(status, conditions=(), addresses=())
+            lasting = tuple(condition for condition in status.conditions if condition.type in _LASTING)
+            status = replace(status, conditions=lasting, addresses=())
         return replace(guest, status=replace(status, allowed_actions=actions))
 
     def _encode(self, guest: Guest) -> tuple[Guest, bytes]:

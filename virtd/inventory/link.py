@@ -38,6 +38,7 @@ from virtd.errors import (
 )
 from virtd.inventory.inventory import Inventory
 from virtd.inventory.readiness import Readiness
+from virtd.inventory.records import without_password
 from virtd.model.guest import ConditionStatus, ConditionType, GuestState
 from virtd.model.host import Capability, CapabilityLevel, Host, HostFacts, HostState
 from virtd.obs import tracing
@@ -417,12 +418,10 @@ class HostLink:
                     self.id, event.uuid, event.state, reason=event.reason, native_state=event.detail, name=event.name
                 )
                 self._spawn(self._refresh_quietly(event.uuid))
-            case NativeEventType.AGENT_CONNECTED:
-                self._spawn(self._readiness.check_guest(event.uuid))
-            case NativeEventType.AGENT_DISCONNECTED:
-                self._inventory.observe_condition(
-                    event.uuid, ConditionType.AGENT_READY, ConditionStatus.FALSE, "DISCONNECTED"
-                )
+            case NativeEventType.GUEST_WATCHDOG:
+                self._inventory.observe_watchdog(event.uuid, event.reason)
+            case NativeEventType.GUEST_REBOOTED | NativeEventType.AGENT_CONNECTED | NativeEventType.AGENT_DISCONNECTED:
+                self._handle_inside(event.type, event.uuid, event.reason)
             case _:
                 if event.type is NativeEventType.GUEST_DEFINED and self._inventory.by_uid(event.uuid) is None:
                     # Shown at once with what the event says; a full read follows.
@@ -431,6 +430,15 @@ class HostLink:
                     )
                 self._mark(event.uuid)
                 self._spawn(self._refresh_quietly(event.uuid))
+
+    def _handle_inside(self, type_: NativeEventType, uid: UUID, reason: str) -> None:
+        if type_ is NativeEventType.GUEST_REBOOTED:
+            self._inventory.observe_reboot(uid, reason)
+            self._readiness.look_again(uid)
+        elif type_ is NativeEventType.AGENT_CONNECTED:
+            self._spawn(self._readiness.check_guest(uid))
+        else:
+            self._inventory.observe_condition(uid, ConditionType.AGENT_READY, ConditionStatus.FALSE, "DISCONNECTED")
 
     def _mark(self, uid: UUID) -> None:
         self._marks[uid] = self._marks.get(uid, 0) + 1
@@ -485,13 +493,3 @@ class HostLink:
             native=error.native if error is not None else None,
             retry_after_s=2.0,
         )
-
-
-def without_password(uri: str) -> str:
-    """The URI fit for eyes and logs."""
-    scheme, separator, rest = uri.partition("://")
-    authority, slash, path = rest.partition("/")
-    user, at, address = authority.rpartition("@")
-    if at and ":" in user:
-        authority = user.partition(":")[0] + ":***@" + address
-    return scheme + separator + authority + slash + path

@@ -17,10 +17,13 @@ from uuid import UUID
 
 import structlog
 
+from virtd.backend.capabilities import AGENT_FREEZE
 from virtd.errors import AGENT_NOT_CONFIGURED, VirtdError
+from virtd.inventory.cloud_init import cloud_init_done
 from virtd.inventory.inventory import Inventory
 from virtd.inventory.records import GuestView
 from virtd.model.guest import ConditionStatus, ConditionType, GuestState, Origin
+from virtd.model.host import Capability, CapabilityLevel
 
 if TYPE_CHECKING:
     from virtd.inventory.link import HostLink
@@ -60,6 +63,10 @@ class Readiness:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
+    def look_again(self, uid: UUID) -> None:
+        """What was found of a guest is past: check it with the next poll."""
+        self._next.pop(uid, None)
+
     def stop(self) -> None:
         """End all checks."""
         for task in self._tasks:
@@ -76,8 +83,10 @@ class Readiness:
                 if view is None or not _checkable(view):
                     return
                 ready = await self._agent(view)
-                addressed = await self._addresses(view)
-                settled = ready is not False and addressed is not False
+                # An agent that holds file systems frozen tells no addresses: those that are known stay.
+                addressed = None if ready and await self._frozen(view) else await self._addresses(view)
+                initialised = await self._cloud_init(view) if ready else None
+                settled = ready is not False and addressed is not False and initialised is not False
                 self._next[uid] = time.monotonic() + (SETTLED_EVERY_S if settled else _patience(view))
         except VirtdError:
             pass  # the host went away; its guests are stale now
@@ -101,6 +110,33 @@ class Readiness:
         # The agent is started by the guest's system: whoever hears it knows that the system is up.
         self._observe(uid, ConditionType.BOOTED, ConditionStatus.TRUE, "AGENT_ANSWERED")
         return True
+
+    async def _cloud_init(self, view: GuestView) -> bool | None:
+        agent = self._link.facets.agent
+        if agent is None or view.guest.spec.cloud_init is None:
+            return None
+        if _holds(view, ConditionType.CLOUD_INIT_DONE):
+            return True
+        status, reason = await cloud_init_done(self._link, agent, view.guest.uid)
+        self._observe(view.guest.uid, ConditionType.CLOUD_INIT_DONE, status, reason)
+        return None if status is ConditionStatus.UNKNOWN else status is ConditionStatus.TRUE
+
+    async def _frozen(self, view: GuestView) -> bool:
+        """Whether the agent holds file systems frozen, for virtd or for somebody else."""
+        agent, uid = self._link.facets.agent, view.guest.uid
+        if agent is None or not any(entry.id == AGENT_FREEZE and _there(entry) for entry in self._link.capabilities):
+            return False
+        try:
+            frozen = await self._link.call(agent.frozen(uid), timeout_s=CHECK_TIMEOUT_S)
+        except VirtdError:
+            return False  # an agent that does not know of it, or has just gone away
+        known = [entry for entry in view.guest.status.conditions if entry.type is ConditionType.FILESYSTEMS_FROZEN]
+        held = bool(known) and known[0].status is ConditionStatus.TRUE
+        if frozen and not held:
+            self._observe(uid, ConditionType.FILESYSTEMS_FROZEN, ConditionStatus.TRUE, "FROZEN_BY_OTHERS")
+        elif held and not frozen:
+            self._observe(uid, ConditionType.FILESYSTEMS_FROZEN, ConditionStatus.FALSE, "THAWED")
+        return frozen
 
     async def _addresses(self, view: GuestView) -> bool | None:
         facet = self._link.facets.addresses
@@ -127,9 +163,17 @@ class Readiness:
         return view is not None and view.guest.status.state is GuestState.RUNNING
 
 
+def _there(capability: Capability) -> bool:
+    return capability.level not in (CapabilityLevel.UNSUPPORTED, CapabilityLevel.UNKNOWN)
+
+
 def _checkable(view: GuestView) -> bool:
     status = view.guest.status
     return status.state is GuestState.RUNNING and status.origin is Origin.MANAGED
+
+
+def _holds(view: GuestView, type_: ConditionType) -> bool:
+    return any(entry.type is type_ and entry.status is ConditionStatus.TRUE for entry in view.guest.status.conditions)
 
 
 def _patience(view: GuestView) -> float:

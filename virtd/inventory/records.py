@@ -137,3 +137,13 @@ def with_state(guest: Guest, state: GuestState, reason: str, native_state: str) 
             state_change_time=datetime.now(UTC),
         ),
     )
+
+
+def without_password(uri: str) -> str:
+    """The URI fit for eyes and logs."""
+    scheme, separator, rest = uri.partition("://")
+    authority, slash, path = rest.partition("/")
+    user, at, address = authority.rpartition("@")
+    if at and ":" in user:
+        authority = user.partition(":")[0] + ":***@" + address
+    return scheme + separator + authority + slash + path

@@ -23,13 +23,21 @@ LEGAL_STATES: Final[Mapping[str, frozenset[GuestState]]] = {
     "pause": frozenset({S.RUNNING, S.PAUSED}),
     "resume": frozenset({S.PAUSED, S.RUNNING}),
     "suspend": frozenset({S.RUNNING, S.PAUSED, S.SUSPENDED}),
+    "discard": frozenset({S.SUSPENDED, S.STOPPED}),
+    "clone": frozenset({S.STOPPED, S.CRASHED}),
     "delete": frozenset(S),
     "adopt": frozenset(S),
+    "update": frozenset(S),
+    "release": frozenset(S),
     "snapshot": _INACTIVE | {S.RUNNING, S.PAUSED},
     "revert": frozenset(S),
+    "backup": _INACTIVE | {S.RUNNING, S.PAUSED},
     "exec": frozenset({S.RUNNING}),
+    "freeze": frozenset({S.RUNNING}),
+    "thaw": frozenset({S.RUNNING}),
     "console": frozenset(S),
     "screenshot": frozenset({S.RUNNING, S.PAUSED}),
+    "graphics": frozenset({S.RUNNING, S.PAUSED}),
 }
 """A verb that finds its work already done (start of a running guest) is legal, and succeeds."""
 
@@ -41,6 +49,7 @@ _OFFERED: Final[Mapping[str, frozenset[GuestState]]] = {
     "pause": frozenset({S.RUNNING}),
     "resume": frozenset({S.PAUSED}),
     "suspend": frozenset({S.RUNNING, S.PAUSED}),
+    "discard": frozenset({S.SUSPENDED}),
 }
 
 CAPABILITY_OF: Final[Mapping[str, str]] = {
@@ -49,11 +58,17 @@ CAPABILITY_OF: Final[Mapping[str, str]] = {
     "pause": cap.PAUSE,
     "resume": cap.PAUSE,
     "suspend": cap.SUSPEND,
+    "discard": cap.SUSPEND,
+    "clone": cap.CLONE,
     "snapshot": cap.SNAPSHOT,
     "revert": cap.SNAPSHOT_REVERT,
+    "backup": cap.BACKUP,
     "exec": cap.AGENT_EXEC,
+    "freeze": cap.AGENT_FREEZE,
+    "thaw": cap.AGENT_FREEZE,
     "console": cap.CONSOLE_SERIAL,
     "screenshot": cap.SCREENSHOT,
+    "graphics": cap.CONSOLE_GRAPHICAL,
 }
 """The capability that a verb needs.  Reboot needs REBOOT, or SHUTDOWN to be emulated with."""
 

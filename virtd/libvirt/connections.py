@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 import libvirt
 
+from virtd.backend.observe import native_call
 from virtd.errors import CONFIG_INVALID, InvalidArgumentError, UnavailableError, VirtdError
 from virtd.libvirt import events
 from virtd.libvirt.errors import translate, unreachable
@@ -83,6 +84,7 @@ class HostConnections:
 
     All coroutines belong to the loop on which :meth:`open` ran.
 
+    :param host: the host's id, for traces and metrics.
     :param call_timeout_s: the limit of calls that name none.
     """
 
@@ -90,9 +92,11 @@ class HostConnections:
         self,
         uri: str,
         *,
+        host: str = "",
         workers: int = 4,
         call_timeout_s: float = 30.0,
     ) -> None:
+        self._host: Final = host
         self._driver, self._transport = parse_uri(uri)
         self.uri: Final = _never_ask(uri, self._transport)
         self.call_timeout_s: Final = call_timeout_s
@@ -201,9 +205,12 @@ class HostConnections:
         :raises UnavailableError: HOST_UNREACHABLE: known to be away, lost on the way, or too slow.
         :raises VirtdError: what libvirt said, translated.
         """
+        with native_call(self._host, name):
+            return await self._call(name, function, lane, None if unlimited else (timeout_s or self.call_timeout_s))
+
+    async def _call(self, name: str, function: Callable[[Any], _T], lane: LaneName, limit: float | None) -> _T:
         if not self._connected:
             raise self._away()
-        limit = None if unlimited else (timeout_s or self.call_timeout_s)
         chosen = self._lanes[lane]
         job = chosen.submit(name, function)
         waiter = asyncio.wrap_future(job.future)

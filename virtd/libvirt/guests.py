@@ -95,11 +95,21 @@ class Guests:
             _describe,
         )
 
+    async def describe_both(self, uuid: UUID) -> tuple[Description, str]:
+        """As :meth:`describe`, and what the guest is started with next, where it runs and that is kept (else "")."""
+
+        def run(domain: Any) -> tuple[Description, str]:
+            described = _describe(domain)
+            kept = described[2] and is_active(domain)
+            return described, domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) if kept else ""
+
+        return await self.on_domain(uuid, "virDomainGetXMLDesc", run)
+
     async def state(self, uuid: UUID, *, timeout_s: float | None = None) -> State:
         """The state now."""
         return await self.on_domain(uuid, "virDomainGetState", native_state, timeout_s=timeout_s)
 
-    async def define(self, uuid: UUID, name: str, xml: str) -> Description:
+    async def define(self, uuid: UUID, name: str, xml: str, *, autostart: bool | None = None) -> Description:
         """Define, or redefine the guest of this UUID, and describe it.  All or nothing.
 
         :raises AlreadyExistsError: GUEST_EXISTS, another guest has the name.
@@ -117,6 +127,8 @@ class Guests:
             old_xml = None if before is None else before.XMLDesc(_OLD_XML_FLAGS)
             domain = connection.defineXML(xml)
             try:
+                if autostart is not None and bool(domain.autostart()) != autostart:
+                    domain.setAutostart(int(autostart))
                 return _describe(domain)
             except libvirt.libvirtError:
                 with contextlib.suppress(libvirt.libvirtError):

@@ -33,15 +33,22 @@ _AGENT_STATES: Final = {
 
 # Events that only say "look again", and the word that each is reported with.
 _CHANGES: Final = {
-    libvirt.VIR_DOMAIN_EVENT_ID_REBOOT: "REBOOT",
     libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED: "DEVICE_ADDED",
     libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED: "DEVICE_REMOVED",
     libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE: "METADATA",
     libvirt.VIR_DOMAIN_EVENT_ID_BALLOON_CHANGE: "BALLOON",
     libvirt.VIR_DOMAIN_EVENT_ID_TRAY_CHANGE: "TRAY",
     libvirt.VIR_DOMAIN_EVENT_ID_IO_ERROR: "IO_ERROR",
-    libvirt.VIR_DOMAIN_EVENT_ID_WATCHDOG: "WATCHDOG",
     libvirt.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2: "BLOCK_JOB",
+}
+
+# What libvirt says that it did when a watchdog was not fed.
+_WATCHDOG_ACTIONS: Final = {
+    libvirt.VIR_DOMAIN_EVENT_WATCHDOG_NONE: "NONE",
+    libvirt.VIR_DOMAIN_EVENT_WATCHDOG_PAUSE: "PAUSE",
+    libvirt.VIR_DOMAIN_EVENT_WATCHDOG_RESET: "RESET",
+    libvirt.VIR_DOMAIN_EVENT_WATCHDOG_POWEROFF: "POWEROFF",
+    libvirt.VIR_DOMAIN_EVENT_WATCHDOG_SHUTDOWN: "SHUTDOWN",
 }
 
 # Where the state after the event has to be asked for: see states.state_after.
@@ -67,7 +74,9 @@ class EventSource:
         """Register every callback on a (new) event connection; their ids.  Blocking; any thread."""
         ids = [connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle, None)]
         optional: list[tuple[int, Callable[..., None], object]] = [
-            (libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, self._agent, None)
+            (libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, self._agent, None),
+            (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._reboot, None),
+            (libvirt.VIR_DOMAIN_EVENT_ID_WATCHDOG, self._watchdog, None),
         ]
         optional += [(event, self._change, word) for event, word in _CHANGES.items()]
         for event, callback, opaque in optional:
@@ -133,6 +142,14 @@ class EventSource:
         kind = _AGENT_STATES.get(state)
         if kind is not None:
             self._hand_over(_event(kind, domain, datetime.now(UTC)))
+
+    def _reboot(self, _connection: Any, domain: Any, _opaque: object) -> None:
+        # One reboot or reset can be told two or three times.
+        self._hand_over(_event(NativeEventType.GUEST_REBOOTED, domain, datetime.now(UTC), reason="REBOOT"))
+
+    def _watchdog(self, _connection: Any, domain: Any, action: int, _opaque: object) -> None:
+        word = _WATCHDOG_ACTIONS.get(action, "NONE")
+        self._hand_over(_event(NativeEventType.GUEST_WATCHDOG, domain, datetime.now(UTC), reason=word))
 
     def _change(self, _connection: Any, domain: Any, *rest: Any) -> None:
         self._hand_over(_event(NativeEventType.GUEST_CHANGED, domain, datetime.now(UTC), reason=str(rest[-1])))

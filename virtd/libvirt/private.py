@@ -22,6 +22,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import zlib
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -32,6 +33,10 @@ from virtd.errors import CONFIG_INVALID, LIBVIRT_MISSING, InvalidArgumentError, 
 _log: Final = logging.getLogger(__name__)
 
 START_TIMEOUT_S: Final = 20.0
+# Above the usual 5900 to 5999 of the machine's own daemon, below the ports that systems give out.
+_DISPLAYS_FROM: Final = 6100
+_DISPLAYS: Final = 100
+_DISPLAY_RANGES: Final = 250
 _STOP_TIMEOUT_S: Final = 10.0
 # sizeof(sockaddr_un.sun_path) is 108 with the final NUL.
 _SOCKET_PATH_MAX: Final = 107
@@ -269,8 +274,12 @@ class PrivateLibvirt:
         # stdio_handler file: otherwise virtlogd would have to run.  security_driver none and the
         # user: this daemon's guests belong to whoever runs it, and so do their files.
         user = 'user = "root"\ngroup = "root"\n' if self._root else ""
+        # Ports for displays of its own: two daemons of one machine that look for a free one at the same
+        # moment find the same, and the guest that comes second does not start.
+        first = _DISPLAYS_FROM + _DISPLAYS * (zlib.crc32(str(self.directory).encode()) % _DISPLAY_RANGES)
         (settings / "qemu.conf").write_text(
             f'{user}security_driver = "none"\nnamespaces = []\nstdio_handler = "file"\nremember_owner = 0\n'
+            f"remote_display_port_min = {first}\nremote_display_port_max = {first + _DISPLAYS - 1}\n"
         )
 
     def _spawn(self, program: str) -> None:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from pathlib import PurePosixPath
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
-from uuid import uuid4
 
 import libvirt
 
@@ -22,23 +21,32 @@ from virtd.backend.capabilities import VOLUMES
 from virtd.errors import (
     CONFIG_INVALID,
     IMAGE_INVALID,
-    STORAGE_FULL,
-    VOLUME_EXISTS,
-    AlreadyExistsError,
     InvalidArgumentError,
-    ResourceExhaustedError,
     VirtdError,
     invalid_field,
     unsupported,
 )
 from virtd.libvirt.connections import HostConnections, LaneName
-from virtd.libvirt.errors import native_of
+from virtd.libvirt.storage_objects import (
+    DEFAULT_POOL,
+    active_pool,
+    delete_native,
+    discard_failed,
+    full_error,
+    is_full,
+    pool_or_none,
+    read_made,
+    read_pool,
+    read_volume,
+    refuse_existing,
+    source_volume,
+    volume_or_none,
+)
 from virtd.libvirt.transfer import Transfer
 from virtd.libvirt.xml.storage import PoolXml, VolumeXml
 from virtd.model.guest import DiskFormat
-from virtd.model.storage import Pool, PoolState, Volume
+from virtd.model.storage import Pool, Preallocation, Volume
 
-DEFAULT_POOL: Final = "virtd"
 _FORMATS: Final = {DiskFormat.QCOW2: "qcow2", DiskFormat.RAW: "raw"}
 _POLL_S: Final = 0.25
 _QCOW2_MAGIC: Final = b"QFI\xfb"
@@ -66,7 +74,7 @@ class Storage:
             found = []
             for pool in connection.listAllStoragePools(0):
                 try:
-                    found.append(_read_pool(pool))
+                    found.append(read_pool(pool))
                 except libvirt.libvirtError as error:
                     if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_POOL:
                         raise
@@ -83,7 +91,7 @@ class Storage:
         path = self._default_path
 
         def run(connection: Any) -> Pool:
-            pool = _pool_or_none(connection, DEFAULT_POOL)
+            pool = pool_or_none(connection, DEFAULT_POOL)
             if pool is None:
                 if path is None:
                     raise InvalidArgumentError(
@@ -92,6 +100,10 @@ class Storage:
                         "the host's option pool_directory to a directory of the host",
                     )
                 pool = connection.storagePoolDefineXML(PoolXml(DEFAULT_POOL, path).to_xml(), 0)
+            if self._connections.local and pool.isActive() and not Path(read_pool(pool).path).is_dir():
+                # Somebody has removed it; libvirt notices at the next refresh only, in the middle of something.
+                with contextlib.suppress(libvirt.libvirtError):
+                    pool.destroy()
             if not pool.isActive():
                 # A directory that exists already is no error: somebody was quicker.
                 with contextlib.suppress(libvirt.libvirtError):
@@ -103,7 +115,7 @@ class Storage:
                         raise
             with contextlib.suppress(libvirt.libvirtError):
                 pool.setAutostart(1)
-            return _read_pool(pool)
+            return read_pool(pool)
 
         return await self._connections.call("virStoragePoolDefineXML", run, lane=LaneName.CHANGE)
 
@@ -116,14 +128,14 @@ class Storage:
         """
 
         def run(connection: Any) -> list[Volume]:
-            found = _active_pool(connection, pool)
+            found = active_pool(connection, pool)
             # A refresh fails while a volume is being made; what is known then is fresh enough.
             with contextlib.suppress(libvirt.libvirtError):
                 found.refresh(0)
             volumes = []
             for volume in found.listAllVolumes(0):
                 try:
-                    volumes.append(_read_volume(volume))
+                    volumes.append(read_volume(volume))
                 except libvirt.libvirtError as error:
                     if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL:
                         raise
@@ -163,14 +175,25 @@ class Storage:
             capacity_bytes=request.capacity_bytes,
             backing_path=request.source_path,
             backing_format=_FORMATS[request.source_format or request.format] if request.source_path else "",
+            allocation_bytes=request.capacity_bytes if request.preallocation is Preallocation.FULL else None,
         )
+        # For qcow2 the flag makes libvirt look at the allocation at all.
+        tables = request.format is DiskFormat.QCOW2 and request.preallocation is not Preallocation.NONE
+        flags = libvirt.VIR_STORAGE_VOL_CREATE_PREALLOC_METADATA if tables else 0
 
         def run(connection: Any) -> Volume:
-            pool = _active_pool(connection, request.pool)
-            _refuse_existing(pool, request.name)
+            pool = active_pool(connection, request.pool)
+            refuse_existing(pool, request.name)
             if request.overlay:
                 _check_backing(connection, request)
-            return _read_made(pool.createXML(wanted.to_xml(), 0))
+            try:
+                volume = pool.createXML(wanted.to_xml(), flags)
+            except libvirt.libvirtError as error:
+                discard_failed(pool, request.name)
+                if request.preallocation is Preallocation.FULL and is_full(pool, request.capacity_bytes):
+                    raise full_error(error, "virStorageVolCreateXML") from error
+                raise
+            return read_made(volume)
 
         return await self._connections.call("virStorageVolCreateXML", run, lane=LaneName.BULK, unlimited=True)
 
@@ -181,18 +204,18 @@ class Storage:
 
     async def _remove(self, pool: str, name: str) -> None:
         def run(connection: Any) -> None:
-            found = _pool_or_none(connection, pool)
+            found = pool_or_none(connection, pool)
             if found is None:
                 return
             if not found.isActive():
                 found.create(0)
-            volume = _volume_or_none(found, name)
+            volume = volume_or_none(found, name)
             if volume is None:
                 # It may have been made behind the pool's back (by a crash in the middle): look again.
                 found.refresh(0)
-                volume = _volume_or_none(found, name)
+                volume = volume_or_none(found, name)
             if volume is not None:
-                _delete(volume)
+                delete_native(volume)
 
         await self._connections.call("virStorageVolDelete", run, lane=LaneName.CHANGE)
 
@@ -201,11 +224,16 @@ class Storage:
     async def _copy(self, request: VolumeRequest, context: CallContext) -> Volume:
         source_format = request.source_format or request.format
         if self._connections.local and source_format is request.format and os.access(request.source_path, os.R_OK):
-            return await self._upload(request, context)
-        return await self._convert(request, context)
+            return await self.upload(request, context)
+        return await self.convert(request, context)
 
-    async def _upload(self, request: VolumeRequest, context: CallContext) -> Volume:
-        """Send the file's bytes; the format stays."""
+    async def upload(self, request: VolumeRequest, context: CallContext) -> Volume:
+        """Send the bytes of a file of *this* machine, wherever the host is; the format stays.
+
+        :raises AlreadyExistsError: VOLUME_EXISTS; what exists is not touched.
+        :raises ResourceExhaustedError: STORAGE_FULL; nothing is left behind.
+        """
+        _check_name(request.name)
         transfer = Transfer(request.source_path)
         if (transfer.head == _QCOW2_MAGIC) != (request.format is DiskFormat.QCOW2):
             raise InvalidArgumentError(
@@ -213,8 +241,8 @@ class Storage:
             )
 
         def run(connection: Any) -> Volume:
-            pool = _active_pool(connection, request.pool)
-            _refuse_existing(pool, request.name)
+            pool = active_pool(connection, request.pool)
+            refuse_existing(pool, request.name)
             # Made as raw and empty: the upload brings the format with it.
             volume = pool.createXML(VolumeXml(request.name, "raw", transfer.size).to_xml(), 0)
             try:
@@ -224,9 +252,12 @@ class Storage:
                 _grow(volume, request)
             except BaseException:
                 with contextlib.suppress(libvirt.libvirtError):
-                    _delete(volume)
+                    delete_native(volume)
                 raise
-            return _read_made(volume)
+            return read_made(volume)
+
+        async def report() -> None:
+            _report(context, transfer.done_bytes, transfer.size)
 
         work = asyncio.ensure_future(
             self._connections.call("virStorageVolUpload", run, lane=LaneName.BULK, unlimited=True)
@@ -234,32 +265,54 @@ class Storage:
         return await _watch(
             work,
             context,
-            report=lambda: _report(context, transfer.done_bytes, transfer.size),
+            report=report,
             stop=transfer.cancel,
             undo=lambda: self._remove(request.pool, request.name),
         )
 
-    async def _convert(self, request: VolumeRequest, context: CallContext) -> Volume:
-        """Let the host copy or convert.  The native call cannot be aborted: a cancel waits for it."""
+    async def convert(self, request: VolumeRequest, context: CallContext) -> Volume:
+        """Let the host copy or convert a file of its own; an overlay becomes one piece.
+
+        The native call cannot be aborted: a cancel waits for it.
+
+        :raises AlreadyExistsError: VOLUME_EXISTS; what exists is not touched.
+        :raises ResourceExhaustedError: STORAGE_FULL; nothing is left behind.
+        """
+        _check_name(request.name)
         source_format = _FORMATS[request.source_format or request.format]
+        total = 0
 
         def run(connection: Any) -> Volume:
-            pool = _active_pool(connection, request.pool)
-            _refuse_existing(pool, request.name)
-            with _source_volume(connection, request.source_path) as source:
+            nonlocal total
+            pool = active_pool(connection, request.pool)
+            refuse_existing(pool, request.name)
+            with source_volume(connection, request.source_path) as source:
                 seen = VolumeXml.parse(source.XMLDesc(0))
                 if source_format == "qcow2" and seen.format != "qcow2":
                     raise InvalidArgumentError(IMAGE_INVALID, f"{request.source_path} is {seen.format}, not qcow2")
+                total = seen.allocation_bytes or 0
                 capacity = max(request.capacity_bytes or 0, seen.capacity_bytes or 0)
                 wanted = VolumeXml(request.name, _FORMATS[request.format], capacity)
                 try:
                     volume = pool.createXMLFrom(wanted.to_xml(), source, 0)
+                    if capacity > (seen.capacity_bytes or 0):
+                        # libvirt believes the capacity that it was told, but the file has its source's.
+                        volume.resize(capacity, 0)
                 except libvirt.libvirtError as error:
-                    _discard_failed(pool, request.name)
-                    if _is_full(pool, seen.allocation_bytes):
-                        raise _full(error, "virStorageVolCreateXMLFrom") from error
+                    discard_failed(pool, request.name)
+                    if is_full(pool, seen.allocation_bytes):
+                        raise full_error(error, "virStorageVolCreateXMLFrom") from error
                     raise
-            return _read_made(volume)
+            return read_made(volume)
+
+        def written(connection: Any) -> int:
+            return int(connection.storagePoolLookupByName(request.pool).storageVolLookupByName(request.name).info()[2])
+
+        async def report() -> None:
+            with contextlib.suppress(VirtdError):  # it has not begun
+                done = await self._connections.call("virStorageVolGetInfo", written)
+                if total:
+                    _report(context, min(done, total), total)
 
         work = asyncio.ensure_future(
             self._connections.call("virStorageVolCreateXMLFrom", run, lane=LaneName.BULK, unlimited=True)
@@ -267,7 +320,7 @@ class Storage:
         return await _watch(
             work,
             context,
-            report=context.progress,
+            report=report,
             stop=lambda: None,
             undo=lambda: self._remove(request.pool, request.name),
         )
@@ -277,7 +330,7 @@ async def _watch(
     work: asyncio.Future[Volume],
     context: CallContext,
     *,
-    report: Callable[[], None],
+    report: Callable[[], Awaitable[None]],
     stop: Callable[[], None],
     undo: Callable[[], Awaitable[None]],
 ) -> Volume:
@@ -288,7 +341,7 @@ async def _watch(
     try:
         while not work.done():
             await asyncio.wait({work}, timeout=_POLL_S)
-            report()
+            await report()
             if not work.done():
                 context.checkpoint()
     except (VirtdError, asyncio.CancelledError):
@@ -321,156 +374,14 @@ def _check_request(request: VolumeRequest) -> None:
 
 def _check_backing(connection: Any, request: VolumeRequest) -> None:
     """A file that does not exist would only be noticed when the guest starts."""
-    with _source_volume(connection, request.source_path) as source:
+    with source_volume(connection, request.source_path) as source:
         seen = VolumeXml.parse(source.XMLDesc(0)).format
     stated = _FORMATS[request.source_format or request.format]
     if stated == "qcow2" and seen != "qcow2":
         raise InvalidArgumentError(IMAGE_INVALID, f"{request.source_path} is {seen}, not qcow2")
 
 
-def _pool_or_none(connection: Any, name: str) -> Any:
-    try:
-        return connection.storagePoolLookupByName(name)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_POOL:
-            return None
-        raise
-
-
-def _active_pool(connection: Any, name: str) -> Any:
-    pool = connection.storagePoolLookupByName(name)
-    if not pool.isActive():
-        pool.create(0)
-    return pool
-
-
-def _volume_or_none(pool: Any, name: str) -> Any:
-    try:
-        return pool.storageVolLookupByName(name)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_VOL:
-            return None
-        raise
-
-
-def _refuse_existing(pool: Any, name: str) -> None:
-    # The refresh finds files that were put there behind the pool's back: they are not overwritten.
-    with contextlib.suppress(libvirt.libvirtError):
-        pool.refresh(0)
-    if _volume_or_none(pool, name) is not None:
-        raise AlreadyExistsError(VOLUME_EXISTS, f"the pool {pool.name()} has a volume named {name}")
-
-
-def _discard_failed(pool: Any, name: str) -> None:
-    """Remove what a failed conversion may have left."""
-    with contextlib.suppress(libvirt.libvirtError):
-        pool.refresh(0)
-        leftover = _volume_or_none(pool, name)
-        if leftover is not None:
-            _delete(leftover)
-
-
-def _is_full(pool: Any, needed_bytes: int | None) -> bool:
-    """Whether the pool cannot hold so much.
-
-    qemu-img says "no space" in its text only, and texts are not decided upon.
-    """
-    with contextlib.suppress(libvirt.libvirtError):
-        pool.refresh(0)
-        return needed_bytes is not None and pool.info()[3] < needed_bytes
-    return False
-
-
-def _full(error: libvirt.libvirtError, call: str) -> VirtdError:
-    native = native_of(error, call)
-    return ResourceExhaustedError(STORAGE_FULL, f"the pool has no space left: {native.message}", native=native)
-
-
-def _delete(volume: Any) -> None:
-    try:
-        volume.delete(0)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() != libvirt.VIR_ERR_NO_STORAGE_VOL:
-            raise
-
-
 def _grow(volume: Any, request: VolumeRequest) -> None:
     """Give a copy the capacity that was asked for; it never shrinks."""
     if request.capacity_bytes is not None and request.capacity_bytes > volume.info()[1]:
         volume.resize(request.capacity_bytes, 0)
-
-
-def _volume_at(connection: Any, path: str) -> Any:
-    try:
-        return connection.storageVolLookupByPath(path)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_VOL:
-            return None
-        raise
-
-
-@contextlib.contextmanager
-def _source_volume(connection: Any, path: str) -> Iterator[Any]:
-    """The file as a volume; its directory becomes a pool for a moment where none holds it."""
-    known = _volume_at(connection, path)
-    if known is not None:
-        yield known
-        return
-    directory, name = os.path.split(path)
-    holder = _pool_at(connection, directory)
-    if holder is not None:
-        holder.refresh(0)
-        yield holder.storageVolLookupByName(name)
-        return
-    pool = connection.storagePoolCreateXML(PoolXml(f"virtd-source-{uuid4()}", directory).to_xml(), 0)
-    try:
-        yield pool.storageVolLookupByName(name)
-    finally:
-        with contextlib.suppress(libvirt.libvirtError):
-            pool.destroy()
-
-
-def _pool_at(connection: Any, directory: str) -> Any:
-    """The active pool of this directory: libvirt refuses a second one."""
-    for pool in connection.listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE):
-        with contextlib.suppress(libvirt.libvirtError):
-            if PoolXml.parse(pool.XMLDesc(0)).path.rstrip("/") == directory.rstrip("/"):
-                return pool
-    return None
-
-
-def _read_pool(pool: Any) -> Pool:
-    xml = PoolXml.parse(pool.XMLDesc(0))
-    active = bool(pool.isActive())
-    return Pool(
-        name=xml.name,
-        kind=xml.kind,
-        path=xml.path,
-        state=PoolState.ACTIVE if active else PoolState.INACTIVE,
-        # libvirt writes zero for a pool that it has not looked into: that is "unknown".
-        capacity_bytes=xml.capacity_bytes if active else None,
-        allocation_bytes=xml.allocation_bytes if active else None,
-        available_bytes=xml.available_bytes if active else None,
-    )
-
-
-def _read_made(volume: Any) -> Volume:
-    """Read what was just made.  Where that fails it is deleted again: nobody would know of it."""
-    try:
-        return _read_volume(volume)
-    except BaseException:
-        with contextlib.suppress(libvirt.libvirtError):
-            _delete(volume)
-        raise
-
-
-def _read_volume(volume: Any) -> Volume:
-    xml = VolumeXml.parse(volume.XMLDesc(0))
-    return Volume(
-        name=xml.name,
-        path=xml.path,
-        format=xml.format,
-        capacity_bytes=xml.capacity_bytes,
-        allocation_bytes=xml.allocation_bytes,
-        backing_path=xml.backing_path,
-    )

@@ -9,6 +9,23 @@ from enum import StrEnum
 from uuid import UUID
 
 from virtd.errors import ErrorRecord
+from virtd.model.cloud_init import CloudInitSpec
+from virtd.model.devices import (
+    ClockBase,
+    CpuSpec,
+    DiskCache,
+    FilesystemSpec,
+    HostDeviceSpec,
+    IoTune,
+    LinkState,
+    MemorySpec,
+    NumaSpec,
+    PortForward,
+    SoundSpec,
+    TpmSpec,
+    UsbSpec,
+    WatchdogSpec,
+)
 
 
 class GuestState(StrEnum):
@@ -110,6 +127,8 @@ class ConditionType(StrEnum):
     AGENT_READY = "AGENT_READY"
     CLOUD_INIT_DONE = "CLOUD_INIT_DONE"
     NETWORK_READY = "NETWORK_READY"
+    FILESYSTEMS_FROZEN = "FILESYSTEMS_FROZEN"
+    CRASH_LOOP = "CRASH_LOOP"
 
 
 class ConditionStatus(StrEnum):
@@ -174,7 +193,7 @@ class HostFileSource:
 
 @dataclass(frozen=True, slots=True)
 class DiskSpec:
-    """One disk.  Exactly one of ``blank``, ``image``, ``volume``, ``host_file`` is set."""
+    """One disk.  One of ``blank``, ``image``, ``volume``, ``host_file`` is set; a CD-ROM drive may have none."""
 
     name: str
     blank: BlankSource | None = None
@@ -185,6 +204,10 @@ class DiskSpec:
     device: DiskDevice | None = None
     read_only: bool = False
     boot_order: int | None = None
+    cache: DiskCache | None = None
+    io_tune: IoTune | None = None
+    discard: bool = False
+    serial: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +219,10 @@ class InterfaceSpec:
     network: str = ""
     mac: str = ""
     model: str = ""
+    port_forwards: tuple[PortForward, ...] = ()
+    link_state: LinkState | None = None
+    mtu: int | None = None
+    boot_order: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +231,7 @@ class GraphicsSpec:
 
     vnc: bool = True
     listen: str = ""
+    video_model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +251,23 @@ class GuestSpec:
     graphics: GraphicsSpec | None = None
     run_strategy: RunStrategy | None = None
     backend_options: Mapping[str, str] = field(default_factory=dict)
+    max_vcpus: int | None = None
+    max_memory_bytes: int | None = None
+    cpu: CpuSpec | None = None
+    memory: MemorySpec | None = None
+    numa: NumaSpec | None = None
+    secure_boot: bool = False
+    tpm: TpmSpec | None = None
+    rng: bool | None = None
+    watchdog: WatchdogSpec | None = None
+    filesystems: tuple[FilesystemSpec, ...] = ()
+    usb: UsbSpec | None = None
+    sound: SoundSpec | None = None
+    host_devices: tuple[HostDeviceSpec, ...] = ()
+    cloud_init: CloudInitSpec | None = None
+    autostart: bool = False
+    deletion_protection: bool = False
+    clock: ClockBase | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +296,7 @@ class InterfaceStatus:
     network: str = ""
     model: str = ""
     target: str = ""
+    link_state: LinkState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +337,9 @@ class GuestStatus:
     stale_since: datetime | None = None
     last_error: ErrorRecord | None = None
     pending_restart_fields: tuple[str, ...] = ()
+    vcpus: int | None = None
+    memory_bytes: int | None = None
+    unmodelled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

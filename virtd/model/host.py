@@ -78,6 +78,25 @@ class HostFacts:
     machines: tuple[str, ...] = ()
 
 
+class CheckStatus(StrEnum):
+    """How a check of a host ended.  UNKNOWN: it could not be made; the summary says why."""
+
+    OK = "OK"
+    WARNING = "WARNING"
+    PROBLEM = "PROBLEM"
+    UNKNOWN = "UNKNOWN"
+
+
+@dataclass(frozen=True, slots=True)
+class HostCheck:
+    """One check of a host: what was found, and, unless it is OK, what to do."""
+
+    id: str
+    status: CheckStatus
+    summary: str
+    remedy: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Host:
     """One hypervisor endpoint.  ``name`` is ``hosts/{host}``; ``uri`` never shows a password."""

@@ -42,3 +42,27 @@ class GuestMetrics:
     memory_rss_bytes: int | None = None
     blocks: tuple[BlockMetrics, ...] = ()
     interfaces: tuple[InterfaceMetrics, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UsagePoint:
+    """A guest's usage over one span of time, as averages.
+
+    ``start_time`` is the span's beginning and ``covered_s`` how much of it was observed, in seconds:
+    less than the resolution where the guest was down, the daemon was away, or the span is not over.
+    A span without observation has no point at all.  None is "not known here", never zero.
+    """
+
+    start_time: datetime
+    covered_s: float
+    cpu_cores: float | None = None
+    cpu_cores_max: float | None = None
+    memory_assigned_bytes: int | None = None
+    memory_used_bytes: int | None = None
+    memory_rss_bytes: int | None = None
+    disk_read_bytes_per_s: float | None = None
+    disk_written_bytes_per_s: float | None = None
+    disk_reads_per_s: float | None = None
+    disk_writes_per_s: float | None = None
+    received_bytes_per_s: float | None = None
+    sent_bytes_per_s: float | None = None

@@ -15,9 +15,34 @@ class PoolState(StrEnum):
     UNKNOWN = "UNKNOWN"
 
 
+class PoolKind(StrEnum):
+    """Kinds of pools that virtd makes."""
+
+    DIR = "DIR"
+    """A directory."""
+    LOGICAL = "LOGICAL"
+    """An LVM volume group."""
+    NFS = "NFS"
+    """A directory that an NFS server exports."""
+
+
+class Preallocation(StrEnum):
+    """How much of a blank volume's room is taken when it is made."""
+
+    NONE = "NONE"
+    METADATA = "METADATA"
+    """QCOW2 only: its tables, so that they need not be written later."""
+    FULL = "FULL"
+    """All of it: a guest cannot find the pool full."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """``hosts/{host}/pools/{pool}``: a place for volumes.  ``path`` is a directory of the host."""
+    """``hosts/{host}/pools/{pool}``: a place for volumes.  ``path`` is a directory of the host.
+
+    ``source`` is what it is made of where that is not the path: ``server:/export``, a volume group.
+    ``autostart`` is None where the hypervisor does not tell.
+    """
 
     name: str
     kind: str = ""
@@ -26,6 +51,8 @@ class Pool:
     capacity_bytes: int | None = None
     allocation_bytes: int | None = None
     available_bytes: int | None = None
+    source: str = ""
+    autostart: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

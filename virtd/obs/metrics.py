@@ -18,13 +18,23 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from virtd import __version__
 from virtd.model.metrics import GuestMetrics
+
+# A second time series beside each counter and histogram, which nobody reads and no reference lists.
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no types for it
 
 
 class Kind(StrEnum):
@@ -88,6 +98,9 @@ CATALOGUE: Final = (
           "Differences that a comparison found, which no event had told.", ("host",)),
     Entry("virtd_sample_duration_seconds", Kind.HISTOGRAM,
           "Time that sampling the usage of all guests of a host took.", ("host",), _CALLS),
+    Entry("virtd_native_call_duration_seconds", Kind.HISTOGRAM,
+          "Time that a call of the hypervisor's own API took, with its wait for a thread, by outcome: ok or error.",
+          ("host", "call", "outcome"), _CALLS),
     Entry("virtd_journal_commit_duration_seconds", Kind.HISTOGRAM,
           "Time that one commit of the journal took, with its sync to disk.", (), _FAST),
     Entry("virtd_guest_sample_timestamp_seconds", Kind.STATE,
@@ -208,6 +221,10 @@ class Metrics:
     def sampled(self, host: str, seconds: float) -> None:
         """The usage of all guests of a host was sampled."""
         self._histograms["virtd_sample_duration_seconds"].labels(host).observe(seconds)
+
+    def native_called(self, host: str, call: str, outcome: str, seconds: float) -> None:
+        """A call of a hypervisor's API has ended; ``outcome`` is ``ok`` or ``error``."""
+        self._histograms["virtd_native_call_duration_seconds"].labels(host, call, outcome).observe(seconds)
 
     def journal_committed(self, seconds: float) -> None:
         """The journal has committed."""

@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -47,6 +47,7 @@ from virtd.errors import (
 )
 from virtd.model.operation import Operation, OperationState
 from virtd.operations import journal
+from virtd.operations.queues import Queues
 from virtd.operations.requests import Requests
 from virtd.operations.slots import Slots
 from virtd.operations.task import Task
@@ -66,7 +67,8 @@ ENDING_S: Final = 2.0
 class Submission:
     """What the engine needs to know of a request besides the verb's arguments.
 
-    ``queue`` names what is worked on one at a time: a guest's resource name, as a rule.
+    ``queue`` names what is worked on one at a time: a guest's resource name, as a rule;
+    :func:`virtd.operations.queues.joined` names where there are several.
     """
 
     caller: str
@@ -100,7 +102,7 @@ class Engine:
         self._verbs: dict[str, Verb[Any]] = {}
         self._codecs: dict[str, Codec[Any]] = {}
         self._live: dict[str, Task] = {}
-        self._queues: dict[str, deque[Task]] = {}
+        self._queues = Queues()
         self._requests = Requests(database, self.get)
         self._accepting: set[asyncio.Task[Operation]] = set()
         self._slots = Slots(parallel)
@@ -177,7 +179,7 @@ class Engine:
         task = Task(self, record, submission.queue, verb, arguments, steps, self._limit(verb, arguments))
         # Its place is taken before it is durable, so that the order is that of the calls, and two
         # callers that ask for an idle guest do not both find it so.
-        self._enqueue(task)
+        self._queues.join(task)
         accepting = asyncio.create_task(self._accept(task, submission), name=f"accept {record.name}")
         self._accepting.add(accepting)
         accepting.add_done_callback(self._accepted)
@@ -213,7 +215,7 @@ class Engine:
         return own if own is not None else verb.timeout_s(arguments) or self._timeout_s
 
     def _check_idle(self, submission: Submission) -> None:
-        waiting = self._queues.get(submission.queue)
+        waiting = self._queues.of(submission.queue)
         if waiting:
             blocking = waiting[0].record
             raise ConflictError(
@@ -225,25 +227,20 @@ class Engine:
             )
 
     def _preempt(self, task: Task) -> None:
-        for other in list(self._queues.get(task.queue, ())):
-            if other is task:
-                break  # what came later was asked for in the knowledge of this one
+        for other in self._queues.before(task):  # what came later was asked for in the knowledge of this one
             if other.verb.name in task.verb.preempts and other.accepted and not other.ending:
                 other.note(f"cancelled in favour of {task.record.name} ({task.verb.name})")
                 self._request_cancel(other)
 
-    def _enqueue(self, task: Task) -> None:
-        self._queues.setdefault(task.queue, deque()).append(task)
-
     def _launch_first(self, queue: str) -> None:
         """Let the first of a queue work, if it may."""
-        waiting = self._queues.get(queue)
-        if waiting and waiting[0].accepted and waiting[0].runner is None:
-            self._launch(waiting[0])
+        for task in self._queues.ready(queue):
+            if task.accepted and task.runner is None:
+                self._launch(task)
 
     def _launch(self, task: Task) -> None:
         if not self._stopping:  # else the next start takes it up from the journal
-            task.runner = asyncio.create_task(self._run(task), name=task.record.name)
+            task.runner = asyncio.create_task(self._run(task), name=task.record.name, context=task.context)
 
     def tell(self, operation: Operation) -> None:
         """Tell what an operation has become; a listener's defect is not the operation's."""
@@ -293,7 +290,7 @@ class Engine:
 
     def current(self, target: str) -> tuple[Operation, ...]:
         """What runs or waits on a target that is a queue of its own (a guest's name), in order."""
-        return tuple(task.record for task in self._queues.get(target, ()) if not task.record.state.terminal)
+        return tuple(task.record for task in self._queues.of(target) if not task.record.state.terminal)
 
     @property
     def depth(self) -> Mapping[str, int]:
@@ -378,8 +375,8 @@ class Engine:
                 self.tell(task.record)
             if row.record.cancel_requested:
                 task.cancel_event.set()
-            self._enqueue(task)
-        for queue in list(self._queues):
+            self._queues.join(task)
+        for queue in self._queues:
             self._launch_first(queue)
         return len(rows)
 
@@ -461,10 +458,7 @@ class Engine:
 
     def _leave(self, task: Task) -> None:
         self._live.pop(task.record.name, None)
-        waiting = self._queues[task.queue]
-        waiting.remove(task)
-        if not waiting:
-            del self._queues[task.queue]
+        self._queues.leave(task)
         self._launch_first(task.queue)
         task.ended.set()
 

@@ -8,16 +8,19 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+from virtd.model.backup import Backup, BackupVerification
 from virtd.model.guest import Guest
+from virtd.model.network import Network
 from virtd.model.operation import Operation
 from virtd.model.snapshot import Snapshot
-from virtd.model.storage import Image, Volume
+from virtd.model.storage import Image, Pool, Volume
 from virtd.operations.verb import Response
 from virtd.store import Codec, Database
 
 RECORD: Final = Codec(Operation)
 _RESPONSES: Final[dict[str, Codec[Response]]] = {
-    type_.__name__: Codec(type_) for type_ in (Guest, Snapshot, Volume, Image)
+    type_.__name__: Codec(type_)
+    for type_ in (Guest, Snapshot, Pool, Volume, Image, Network, Backup, BackupVerification)
 }
 
 

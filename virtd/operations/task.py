@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -58,6 +59,8 @@ class Task:
         self.cancel_event = asyncio.Event()
         self.ended = asyncio.Event()
         self.runner: asyncio.Task[None] | None = None
+        self.context = contextvars.copy_context()
+        """Of the call which asked for it, not of the operation whose end makes room for it: its trace, its logs."""
         self.timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
         self._last_progress = 0.0

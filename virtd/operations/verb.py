@@ -16,15 +16,17 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import ClassVar, Generic, Protocol, TypeVar
 
+from virtd.model.backup import Backup, BackupVerification
 from virtd.model.guest import Guest
+from virtd.model.network import Network
 from virtd.model.operation import Operation
 from virtd.model.snapshot import Snapshot
-from virtd.model.storage import Image, Volume
+from virtd.model.storage import Image, Pool, Volume
 
 A = TypeVar("A")
 A_co = TypeVar("A_co", covariant=True)
 
-Response = Guest | Snapshot | Volume | Image
+Response = Guest | Snapshot | Pool | Volume | Image | Network | Backup | BackupVerification
 
 
 class Probe(Enum):

@@ -30,7 +30,9 @@ from virtd.rpc.registry import handlers
 from virtd.rpc.servicers import reflection
 from virtd.rpc.servicers.agents import AgentServicer
 from virtd.rpc.servicers.audit import AuditServicer
+from virtd.rpc.servicers.backups import BackupServicer
 from virtd.rpc.servicers.consoles import ConsoleServicer
+from virtd.rpc.servicers.devices import DeviceServicer
 from virtd.rpc.servicers.events import EventServicer
 from virtd.rpc.servicers.guests import GuestServicer
 from virtd.rpc.servicers.health import HealthServicer
@@ -39,23 +41,31 @@ from virtd.rpc.servicers.images import ImageServicer
 from virtd.rpc.servicers.metrics import MetricsServicer
 from virtd.rpc.servicers.networks import NetworkServicer
 from virtd.rpc.servicers.operations import OperationsServicer
+from virtd.rpc.servicers.schedules import ScheduleServicer
 from virtd.rpc.servicers.server import ServerServicer
 from virtd.rpc.servicers.snapshots import SnapshotServicer
 from virtd.rpc.servicers.storage import PoolServicer, VolumeServicer
+from virtd.rpc.servicers.trash import TrashServicer
+from virtd.rpc.servicers.uploads import UploadServicer
 from virtd.service import Services
 from virtd.v1 import (
     agent_pb2,
     audit_pb2,
+    backup_pb2,
     console_pb2,
+    device_pb2,
     event_pb2,
     guest_service_pb2,
     host_pb2,
     image_pb2,
     metrics_pb2,
     network_pb2,
+    schedule_pb2,
     server_pb2,
     snapshot_pb2,
     storage_pb2,
+    trash_pb2,
+    upload_pb2,
 )
 
 log = get_logger(__name__)
@@ -94,9 +104,13 @@ def own_services(services: Services) -> list[tuple[ServiceDescriptor, object]]:
         (_service(server_pb2, "ServerService"), ServerServicer(services)),
         (_service(host_pb2, "HostService"), HostServicer(services)),
         (_service(guest_service_pb2, "GuestService"), GuestServicer(services)),
+        (_service(device_pb2, "DeviceService"), DeviceServicer(services)),
         (_service(snapshot_pb2, "SnapshotService"), SnapshotServicer(services)),
+        (_service(schedule_pb2, "ScheduleService"), ScheduleServicer(services)),
+        (_service(backup_pb2, "BackupService"), BackupServicer(services)),
         (_service(storage_pb2, "PoolService"), PoolServicer(services)),
         (_service(storage_pb2, "VolumeService"), VolumeServicer(services)),
+        (_service(upload_pb2, "UploadService"), UploadServicer(services)),
         (_service(network_pb2, "NetworkService"), NetworkServicer(services)),
         (_service(image_pb2, "ImageService"), ImageServicer(services)),
         (_service(console_pb2, "ConsoleService"), ConsoleServicer(services)),
@@ -104,6 +118,7 @@ def own_services(services: Services) -> list[tuple[ServiceDescriptor, object]]:
         (_service(event_pb2, "EventService"), EventServicer(services)),
         (_service(metrics_pb2, "MetricsService"), MetricsServicer(services)),
         (_service(audit_pb2, "AuditService"), AuditServicer(services)),
+        (_service(trash_pb2, "TrashService"), TrashServicer(services)),
         (_service(operations_pb2, "Operations"), OperationsServicer(services)),
     ]
 

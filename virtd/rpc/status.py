@@ -61,6 +61,7 @@ _RESOURCE_TYPES: Final = {
     "hosts": "virtd.v1.Host",
     "guests": "virtd.v1.Guest",
     "snapshots": "virtd.v1.Snapshot",
+    "backups": "virtd.v1.Backup",
     "pools": "virtd.v1.Pool",
     "volumes": "virtd.v1.Volume",
     "networks": "virtd.v1.Network",

@@ -1,4 +1,4 @@
-"""Serial consoles shared by many clients, with a ring buffer; and screenshots.
+"""Serial consoles shared by many clients, with a log; and screenshots.
 
 One task per guest holds the hypervisor's stream, so that clients share it and nothing printed is
 lost while nobody looks.  Managed guests only: opening a console can take it away from somebody.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 from uuid import UUID
 
@@ -17,8 +18,6 @@ from virtd.backend import capabilities as cap
 from virtd.backend.api import ConsoleStream
 from virtd.errors import (
     HOST_UNREACHABLE,
-    INVALID_STATE,
-    FailedPreconditionError,
     UnavailableError,
     UnsupportedError,
     VirtdError,
@@ -30,132 +29,32 @@ from virtd.model.console import Screenshot
 from virtd.model.event import Event, EventType
 from virtd.model.guest import GuestState, Origin
 from virtd.model.names import GuestName
+from virtd.service.call import Call
+from virtd.service.console_hub import READ_DEFAULT, ConsoleClient, ConsoleHub
+from virtd.service.console_hub import attach as attach_to
+from virtd.service.console_log import ConsoleLog
 from virtd.service.core import Core
+from virtd.service.graphics import Graphics
 
 log = structlog.get_logger(__name__)
 
-RING_BYTES: Final = 256 * 1024
-READ_DEFAULT: Final = 64 * 1024
-WRITE_MAX: Final = 64 * 1024
+READ_MAX: Final = 1024 * 1024
 REOPEN_S: Final = 0.5
 LASTING_FAILURES: Final = 10
 """After so many attempts in a row a console that does not open is a trouble to tell of."""
 _ACTIVE: Final = (GuestState.RUNNING, GuestState.PAUSED)
+_DOWN: Final = frozenset({GuestState.STOPPED.value, GuestState.CRASHED.value, GuestState.SUSPENDED.value})
 
 
 @dataclass(frozen=True, slots=True)
-class ConsoleChunk:
-    """Output.  ``offset`` is that of its first byte."""
+class LogPart:
+    """Some of what a guest printed.  ``start_offset``: the oldest byte that is held."""
 
     offset: int
     data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class ConsoleNotice:
-    """``CLOSED`` or ``OPENED``."""
-
-    kind: str
-
-
-class ConsoleHub:
-    """One guest's console: the ring, and those who read it."""
-
-    def __init__(self) -> None:
-        self._ring = bytearray()
-        self.end = 0
-        """Offset after the last byte."""
-        self.stream: ConsoleStream | None = None
-        self.trouble: VirtdError | None = None
-        """Why the console of a running guest does not open, if it lasts."""
-        self.generation = 0
-        """Changes whenever the stream opens or closes."""
-        self._news = asyncio.Event()
-
-    @property
-    def start(self) -> int:
-        """Offset of the oldest byte that is held."""
-        return self.end - len(self._ring)
-
-    def append(self, data: bytes) -> None:
-        """The guest printed something."""
-        self._ring += data
-        self.end += len(data)
-        if len(self._ring) > RING_BYTES:
-            del self._ring[: len(self._ring) - RING_BYTES]
-        self.wake()
-
-    def read(self, offset: int, limit: int = READ_DEFAULT) -> bytes:
-        """Bytes from an offset on, as far as they are held."""
-        begin = max(offset, self.start) - self.start
-        return bytes(self._ring[begin : begin + limit])
-
-    def wake(self) -> None:
-        """Tell the readers to look."""
-        self._news.set()
-        self._news = asyncio.Event()
-
-    @property
-    def news(self) -> asyncio.Event:
-        """Is set at the next change.  To be taken *before* looking, or a change in between is missed."""
-        return self._news
-
-
-class ConsoleClient:
-    """One attached client: a place in the hub's output."""
-
-    def __init__(self, hub: ConsoleHub, offset: int | None, read_only: bool) -> None:
-        self._hub = hub
-        wanted = hub.end if offset is None else min(offset, hub.end)
-        self.offset = max(wanted, hub.start)
-        self.truncated = offset is not None and self.offset > wanted
-        self._read_only = read_only
-        self._generation = hub.generation
-        self._open = hub.stream is not None
-        self._closed = asyncio.Event()
-
-    async def read(self) -> ConsoleChunk | ConsoleNotice | None:
-        """The next output or notice; None after :meth:`close`."""
-        while not self._closed.is_set():
-            change = self._hub.news
-            self.offset = max(self.offset, self._hub.start)  # read too slowly: the offset says so
-            data = self._hub.read(self.offset)
-            if data:
-                chunk = ConsoleChunk(self.offset, data)
-                self.offset += len(data)
-                return chunk
-            if self._generation != self._hub.generation:
-                self._generation = self._hub.generation
-                is_open = self._hub.stream is not None
-                if is_open != self._open:
-                    self._open = is_open
-                    return ConsoleNotice("OPENED" if is_open else "CLOSED")
-            news, closed = asyncio.ensure_future(change.wait()), asyncio.ensure_future(self._closed.wait())
-            try:
-                await asyncio.wait({news, closed}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                news.cancel()
-                closed.cancel()
-        return None
-
-    async def write(self, data: bytes) -> None:
-        """Send to the guest.
-
-        :raises InvalidArgumentError: FIELD_INVALID, read-only or too much at a time.
-        :raises FailedPreconditionError: INVALID_STATE, the console is closed: the guest is down.
-        """
-        if self._read_only:
-            raise invalid_field("input", "this console was attached read-only")
-        if len(data) > WRITE_MAX:
-            raise invalid_field("input", f"must be at most {WRITE_MAX} bytes at a time")
-        stream = self._hub.stream
-        if stream is None:
-            raise FailedPreconditionError(INVALID_STATE, "the console is closed: the guest does not run")
-        await stream.write(data)
-
-    async def close(self) -> None:
-        """Detach.  Idempotent; a pending read returns None."""
-        self._closed.set()
+    next_offset: int
+    truncated: bool
+    start_offset: int
 
 
 class Consoles:
@@ -166,42 +65,65 @@ class Consoles:
         self._hubs: dict[UUID, ConsoleHub] = {}
         self._pumps: dict[UUID, asyncio.Task[None]] = {}
         self._watcher: asyncio.Task[None] | None = None
+        self._saver: asyncio.Task[None] | None = None
+        self._dirty = asyncio.Event()
+        self._removals: set[asyncio.Task[None]] = set()
         self._refused: dict[UUID, VirtdError] = {}
+        self.graphics = Graphics(core)
+
+    @property
+    def _directory(self) -> Path:
+        return self._core.options.state_directory / "consoles"
 
     def start(self) -> None:
         """Begin to hold the consoles of running managed guests open."""
         self._watcher = asyncio.create_task(self._watch(), name="consoles")
+        self._saver = asyncio.create_task(self._save(), name="console-logs")
 
     async def stop(self) -> None:
         """Let go of all consoles."""
-        tasks = [task for task in (self._watcher, *self._pumps.values()) if task is not None]
+        tasks = [task for task in (self._watcher, self._saver, *self._pumps.values()) if task is not None]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, *self._removals, return_exceptions=True)
+        await asyncio.gather(*(hub.close() for hub in self._hubs.values()), return_exceptions=True)
 
-    async def attach(self, name: GuestName, read_only: bool, offset: int | None) -> ConsoleClient:
+    async def attach(
+        self, call: Call, name: GuestName, *, read_only: bool, offset: int | None, take: bool = False
+    ) -> ConsoleClient:
         """Attach; the stream goes on over a restart of the guest.
 
+        :raises InvalidArgumentError: FIELD_INVALID.
         :raises UnsupportedError: CAPABILITY_UNSUPPORTED.
         :raises FailedPreconditionError: GUEST_NOT_ADOPTED.
         """
+        if read_only and take:
+            raise invalid_field("start.take", "cannot be together with read_only")
         await self._core.settled(name.host)
         view = self._core.check_verb(name, "console")
         self._check_has_console(view)
         hub = self._hub(view.guest.uid)
         self._look_after(view)
-        return ConsoleClient(hub, offset, read_only)
+        client = await attach_to(hub, caller=call.caller, read_only=read_only, offset=offset)
+        if take:
+            client.take()
+        return client
 
-    async def read_log(self, name: GuestName, offset: int | None, max_bytes: int) -> tuple[int, bytes, int]:
-        """The tail of what was printed: (offset, bytes, next offset)."""
+    async def read_log(self, name: GuestName, offset: int | None, max_bytes: int) -> LogPart:
+        """Some of what was printed, without a gap: from an offset on, or the last.
+
+        :raises InvalidArgumentError: FIELD_INVALID.
+        """
+        limit = max_bytes or READ_DEFAULT
+        if limit > READ_MAX:
+            raise invalid_field("max_bytes", f"must be at most {READ_MAX}")
         view = self._core.view(name)
         hub = self._hub(view.guest.uid)
-        limit = max_bytes or READ_DEFAULT
-        begin = hub.start if offset is None else max(hub.start, min(offset, hub.end))
         if offset is None:
-            begin = max(begin, hub.end - limit)
-        data = hub.read(begin, limit)
-        return begin, data, begin + len(data)
+            begin, data = await hub.tail(limit)
+            return LogPart(begin, data, begin + len(data), truncated=False, start_offset=hub.oldest)
+        begin, data = await hub.read(offset, limit)
+        return LogPart(begin, data, begin + len(data), truncated=begin != offset, start_offset=hub.oldest)
 
     async def screenshot(self, name: GuestName) -> Screenshot:
         """A picture of the display.  Reads only, so foreign guests have it too.
@@ -229,7 +151,34 @@ class Consoles:
             raise trouble
 
     def _hub(self, uid: UUID) -> ConsoleHub:
-        return self._hubs.setdefault(uid, ConsoleHub())
+        hub = self._hubs.get(uid)
+        if hub is None:
+            limit = self._core.options.console_log_bytes
+            hub = ConsoleHub(ConsoleLog(self._directory / str(uid), limit) if limit else None)
+            self._hubs[uid] = hub
+        return hub
+
+    async def _save(self) -> None:
+        """Bring what guests print to the disk, soon after."""
+        self._remove_strangers()
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            for hub in [hub for hub in self._hubs.values() if hub.dirty]:
+                try:
+                    await hub.save()
+                except Exception:
+                    log.exception("console_log_defect")
+
+    def _remove_strangers(self) -> None:
+        """Remove the logs of guests that were deleted while virtd was away."""
+        for directory in self._directory.glob("*-*"):
+            try:
+                known = self._core.inventory.by_uid(UUID(directory.name)) is not None
+            except ValueError:
+                continue
+            if not known:
+                ConsoleLog(directory, 1).remove()
 
     async def _watch(self) -> None:
         kinds = (
@@ -253,6 +202,9 @@ class Consoles:
 
     def _look_at(self, news: list[Event]) -> None:
         """Look after the guests that events speak of; after all of them where none do, or a host's."""
+        for event in news:
+            if event.uid and (event.type is EventType.GUEST_REMOVED or event.attributes.get("state") in _DOWN):
+                self.graphics.drop(UUID(event.uid))
         if news and all(event.uid for event in news):
             views = [self._core.inventory.by_uid(UUID(event.uid)) for event in news]
         else:
@@ -287,7 +239,11 @@ class Consoles:
             log.error("console_defect", uid=str(uid), exc_info=error)
 
     def _drop(self, uid: UUID) -> None:
-        self._hubs.pop(uid, None)
+        hub = self._hubs.pop(uid, None)
+        if hub is not None:
+            removal = asyncio.create_task(hub.remove(), name=f"console-log-{uid}")
+            self._removals.add(removal)
+            removal.add_done_callback(self._removals.discard)
         self._refused.pop(uid, None)
         pump = self._pumps.pop(uid, None)
         if pump is not None:
@@ -295,8 +251,7 @@ class Consoles:
 
     async def _pump(self, uid: UUID, host: str) -> None:
         """Hold the stream open while the guest runs; try again where it closes under a running guest."""
-        hub = self._hub(uid)
-        failures = 0
+        hub, failures = self._hub(uid), 0
         while self._is_active(uid):
             try:
                 stream = await self._open(host, uid)
@@ -325,6 +280,7 @@ class Consoles:
             try:
                 while data := await stream.read():
                     hub.append(data)
+                    self._dirty.set()
             except VirtdError as error:
                 log.info("console_lost", uid=str(uid), error=error.message)
             finally:

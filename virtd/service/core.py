@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 from virtd.backend.api import HostConfig
 from virtd.backend.capabilities import require
@@ -21,19 +21,45 @@ from virtd.errors import (
 from virtd.events import EventLog
 from virtd.inventory import GuestView, HostLink, Inventory
 from virtd.inventory.rules import CAPABILITY_OF, LEGAL_STATES
+from virtd.inventory.usage import UsageHistory
 from virtd.model.guest import Guest, Origin, Presence
 from virtd.model.names import GuestName
 from virtd.model.operation import Operation
+from virtd.model.trash import DiskPolicy
 from virtd.operations import Engine, Submission
 from virtd.plugins import PluginManager
 from virtd.service.call import Call
+from virtd.service.fetching import FetchOptions
+from virtd.service.freezes import Freezes
+from virtd.service.trashcan import TrashCan
 from virtd.store import Database
+
+if TYPE_CHECKING:
+    from virtd.service.bases import Bases
 
 SETTLE_S: Final = 10.0
 """How long a change waits for the first answer of a host that has just been begun to be connected."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class StrategyOptions:
+    """How run strategies start guests again; times in seconds.
+
+    :param backoff_first_s: how long the second start after a failure waits; the first does not wait, and
+        each later one waits twice as long.
+    :param backoff_max_s: no start waits longer.
+    :param stable_s: a guest that has run so long has not failed.
+    :param halt_s: how long a guest that shall be HALTED may take to shut down, and how long virtd waits
+        before it asks again.
+    """
+
+    backoff_first_s: float = 10.0
+    backoff_max_s: float = 300.0
+    stable_s: float = 600.0
+    halt_s: float = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +71,16 @@ class CoreOptions:
     allowed_directories: tuple[str, ...] = ()
     watcher_buffer: int = 10_000
     start_timeout_s: float = 300.0
+    on_delete: DiskPolicy = DiskPolicy.DELETE
+    trash_retention_s: float | None = 7 * 86_400.0
+    strategy: StrategyOptions = field(default_factory=StrategyOptions)
     shutdown_timeout_s: float = 120.0
+    repositories: Mapping[str, Path] = field(default_factory=dict)
+    """Backup repositories by name; ``default`` is below the state directory unless it is named here."""
+    console_log_bytes: int = 4 * 2**20
+    agent_file_bytes: int = 64 * 2**20
+    fetch: FetchOptions = field(default_factory=FetchOptions)
+    """From where images are fetched, and how large they may be."""
 
 
 @dataclass(slots=True)
@@ -60,6 +95,17 @@ class Core:
     options: CoreOptions
     links: dict[str, HostLink] = field(default_factory=dict)
     start_time: datetime = field(default_factory=lambda: datetime.now(UTC))
+    usage: UsageHistory = field(init=False)
+    trash: TrashCan = field(init=False)
+    freezes: Freezes = field(init=False)
+    bases: Bases = field(init=False)
+    """Set by make_services: it is made of what is made of this."""
+
+    def __post_init__(self) -> None:
+        self.freezes = Freezes(self.database, self.inventory, self.link)
+        self.usage = UsageHistory(self.database)
+        self.trash = TrashCan(self.database, self.options.state_directory / "trash")
+        self.inventory.on_samples = self.usage.observe
 
     def link(self, host: str) -> HostLink:
         """The link of a host.

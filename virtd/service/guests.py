@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 from uuid import UUID, uuid4
@@ -25,7 +26,6 @@ from virtd.errors import (
     ErrorRecord,
     FailedPreconditionError,
     InvalidArgumentError,
-    UnsupportedError,
     VirtdError,
     invalid_field,
 )
@@ -38,32 +38,32 @@ from virtd.model.guest import (
     GuestState,
     Origin,
     Presence,
+    RunStrategy,
 )
-from virtd.model.host import CapabilityLevel
 from virtd.model.names import WILDCARD, GuestName, check_new_id
 from virtd.model.operation import Operation
-from virtd.operations import Verb
+from virtd.model.trash import DiskPolicy
 from virtd.service.call import Call, page_of
+from virtd.service.catalogue import ImageCatalogue
+from virtd.service.changes import UpdatePlan
+from virtd.service.cloud_init import without_secrets
 from virtd.service.core import Core, attributes_of, invalid_state, once, submission
 from virtd.service.filters import compile_filter
-from virtd.service.images import ImageCatalogue
+from virtd.service.lifecycle import Lifecycle
 from virtd.service.resolve import Resolution, lower, resolve
+from virtd.service.seeds import staging
+from virtd.service.trashcan import entry_id
 from virtd.service.validate import check_texts
-from virtd.service.verbs.base import GuestArguments
-from virtd.service.verbs.create import CreateArguments, CreateGuest, DeleteArguments, DeleteGuest
-from virtd.service.verbs.lifecycle import (
-    RebootArguments,
-    ShutdownArguments,
-    lifecycle_verbs,
-)
+from virtd.service.verbs.create import CreateArguments, CreateGuest
+from virtd.service.verbs.delete import DeleteArguments, DeleteGuest, check_unprotected
 
 FILTER_FIELDS: Final = (
     "name", "uid", "display_name", "status.state", "status.state_reason", "status.origin", "status.presence",
     "spec.vcpus", "spec.memory_bytes", "labels.*",
 )  # fmt: skip
-SHUTDOWN_MAX_S: Final = 24 * 3600.0
 WAIT_DEFAULT_S: Final = 60.0
 RECENT_S: Final = 1.0
+_MAKES_GUESTS: Final = ("create", "clone", "recover", "backup-restore")
 
 A = TypeVar("A")
 
@@ -88,6 +88,7 @@ class HostPlan:
     verdicts: tuple[FieldVerdict, ...] = ()
     error: ErrorRecord | None = None
     warnings: tuple[str, ...] = ()
+    update: UpdatePlan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,23 +101,18 @@ class GuestPage:
     resume_token: str
 
 
-class Guests:
+class Guests(Lifecycle):
     """Use cases of guests."""
 
     def __init__(self, core: Core, catalogue: ImageCatalogue) -> None:
-        self._core = core
+        super().__init__(core)
         self._catalogue = catalogue
         self._create = CreateGuest(core)
         self._delete = DeleteGuest(core)
         core.engine.register(self._create)
         core.engine.register(self._delete)
-        self._verbs = {verb.name: verb for verb in lifecycle_verbs(core)}
-        for verb in self._verbs.values():
-            core.engine.register(verb)
         self._creating: set[tuple[str, str]] = set()
         self._updating = asyncio.Lock()
-
-    # ------------------------------------------------------------------------------------ reading
 
     def get(self, name: GuestName) -> GuestView:
         """A guest, from memory.
@@ -198,19 +194,17 @@ class Guests:
     @once
     async def create(self, call: Call, host: str, guest_id: str, draft: GuestDraft, start: bool) -> Operation:
         """Create a guest; see the RPC's documentation for the errors."""
-        key = (host, guest_id)
         uid = uuid4()
-        self._check_name(host, guest_id)
-        # From here to the journal row there are awaits: two creates of one name must not both pass.
-        self._creating.add(key)
-        try:
+        if start and draft.spec.run_strategy is RunStrategy.HALTED:
+            raise invalid_field("start", "contradicts guest.spec.run_strategy HALTED")
+        with self.claimed(host, guest_id):
             resolution, _, warnings = await self._resolve(host, guest_id, draft, uid, call.caller)
-            self._check_taken(host, guest_id)
+            self.check_taken(host, guest_id)
             arguments = CreateArguments(
                 host=host,
                 guest=guest_id,
                 uid=uid,
-                spec=resolution.spec,
+                spec=without_secrets(resolution.spec),
                 display_name=draft.display_name,
                 labels=dict(draft.labels),
                 annotations=dict(draft.annotations),
@@ -220,9 +214,27 @@ class Guests:
                 start=start,
             )
             name = str(GuestName(host, guest_id))
-            return await self._core.engine.submit(self._create, arguments, submission(call, name, name, warnings))
+            with staging(self._core.link(host), guest_id, uid, resolution.spec):
+                return await self._core.engine.submit(self._create, arguments, submission(call, name, name, warnings))
+
+    @contextlib.contextmanager
+    def claimed(self, host: str, guest_id: str, *, new: bool = True) -> Iterator[None]:
+        """A name for a new guest, until it is in the journal: there are awaits in between, and two must not pass.
+
+        :param new: whether it has the form of new ids; a guest that comes back may have an older one.
+        :raises InvalidArgumentError: FIELD_INVALID.
+        :raises AlreadyExistsError: GUEST_EXISTS, somebody has the name, or is about to.
+        """
+        if new:
+            self._check_name(host, guest_id)
+        else:
+            self._check_free(host, guest_id)
+        self._creating.add((host, guest_id))
+        try:
+            yield
+            # Nobody waits between this and the caller's submit.
         finally:
-            self._creating.discard(key)
+            self._creating.discard((host, guest_id))
 
     async def plan_one(self, host: str, guest_id: str, draft: GuestDraft, caller: str = "") -> HostPlan:
         """What create would do, or the error that it would raise.  No side effect."""
@@ -253,6 +265,13 @@ class Guests:
             f"hosts/{host}", native.native, link.backend.descriptor.native_format, verdicts, None, tuple(warnings)
         )
 
+    async def resolve_draft(
+        self, host: str, guest_id: str, draft: GuestDraft, uid: UUID, caller: str
+    ) -> tuple[Resolution, Sequence[str]]:
+        """Check a draft as create does, and make all choices; with what is to be said of it.  No side effect."""
+        resolution, _, warnings = await self._resolve(host, guest_id, draft, uid, caller)
+        return resolution, warnings
+
     async def _resolve(
         self, host: str, guest_id: str, draft: GuestDraft, uid: UUID, caller: str
     ) -> tuple[Resolution, tuple[FieldVerdict, ...], Sequence[str]]:
@@ -282,6 +301,11 @@ class Guests:
             for view in self._core.inventory.guests(host)
             for disk in view.guest.status.disks
             if disk.path and not disk.read_only
+        } | {
+            disk.path: trashed.entry.name
+            for trashed in self._core.trash.owners(host)
+            for disk in trashed.entry.guest.status.disks
+            if disk.path and not disk.read_only
         }
         for index, disk in enumerate(guest.disks):
             if not disk.read_only and disk.path in writers:
@@ -295,15 +319,22 @@ class Guests:
     def _check_name(self, host: str, guest_id: str) -> None:
         self._core.link(host)
         check_new_id(guest_id, "guest_id")
-        self._check_taken(host, guest_id)
+        self._check_free(host, guest_id)
+
+    def _check_free(self, host: str, guest_id: str) -> None:
+        self.check_taken(host, guest_id)
         if (host, guest_id) in self._creating:
             raise _exists(host, guest_id)
 
-    def _check_taken(self, host: str, guest_id: str) -> None:
+    def check_taken(self, host: str, guest_id: str) -> None:
+        """Refuse a name that a guest has, or will have.
+
+        :raises AlreadyExistsError: GUEST_EXISTS.
+        """
         if self._core.inventory.find(GuestName(host, guest_id)) is not None:
             raise _exists(host, guest_id)
         for operation in self._core.engine.current(str(GuestName(host, guest_id))):
-            if operation.verb == "create":
+            if operation.verb in _MAKES_GUESTS and operation.target == str(GuestName(host, guest_id)):
                 raise _exists(host, guest_id)
 
     # --------------------------------------------------------------------------- update and delete
@@ -348,110 +379,51 @@ class Guests:
             return await self._core.inventory.change(view.guest.uid, edit)
 
     @once
-    async def delete(self, call: Call, name: GuestName, force: bool, keep_disks: bool, etag: str) -> Operation | None:
+    async def delete(
+        self,
+        call: Call,
+        name: GuestName,
+        force: bool,
+        keep_disks: bool,
+        etag: str,
+        disk_policy: DiskPolicy | None = None,
+    ) -> Operation | None:
         """Delete a guest; see the RPC's documentation for the errors."""
+        if keep_disks and disk_policy not in (None, DiskPolicy.KEEP):
+            raise invalid_field("disk_policy", f"{disk_policy} contradicts keep_disks", DiskPolicy.KEEP.value)
         await self._core.settled(name.host)
         view = self._core.check_verb(name, "delete")
         guest = view.guest
         _check_etag(guest, etag)
+        check_unprotected(guest)
+        policy = disk_policy or (DiskPolicy.KEEP if keep_disks else self._trash_policy(guest))
+        if policy is DiskPolicy.TRASH:
+            cap.require(self._core.link(name.host).capabilities, cap.TRASH, resource=str(name))
+            if guest.status.presence is Presence.ABSENT:
+                raise invalid_state(guest, "move to the trash")
         down = (GuestState.STOPPED, GuestState.CRASHED, GuestState.SUSPENDED)
         if not force and guest.status.state not in down and guest.status.presence is not Presence.ABSENT:
             raise invalid_state(guest, "delete (without force)")
         if call.validate_only:
             return None
         arguments = DeleteArguments(
-            name.host, name.guest, guest.uid, force=force, keep_disks=keep_disks, volumes=view.owned_volumes
+            name.host,
+            name.guest,
+            guest.uid,
+            force=force,
+            keep_disks=policy is DiskPolicy.KEEP,
+            volumes=view.owned_volumes,
+            trash=entry_id(guest) if policy is DiskPolicy.TRASH else "",
+            retention_s=self._core.options.trash_retention_s,
         )
         return await self._core.engine.submit(self._delete, arguments, submission(call, str(name), str(name)))
 
-    # --------------------------------------------------------------------------------------- verbs
-
-    async def start(self, call: Call, name: GuestName) -> Operation | None:
-        """Start, or restore."""
-        return await self._simple(call, name, "start")
-
-    async def stop(self, call: Call, name: GuestName) -> Operation | None:
-        """Cut the power."""
-        return await self._simple(call, name, "stop")
-
-    async def reset(self, call: Call, name: GuestName) -> Operation | None:
-        """The reset button."""
-        return await self._simple(call, name, "reset")
-
-    async def pause(self, call: Call, name: GuestName) -> Operation | None:
-        """Stop the virtual CPUs."""
-        return await self._simple(call, name, "pause")
-
-    async def resume(self, call: Call, name: GuestName) -> Operation | None:
-        """Continue the virtual CPUs."""
-        return await self._simple(call, name, "resume")
-
-    async def suspend(self, call: Call, name: GuestName) -> Operation | None:
-        """Save to disk and stop."""
-        return await self._simple(call, name, "suspend")
-
-    async def shutdown(
-        self, call: Call, name: GuestName, timeout_s: float, force_after_timeout: bool
-    ) -> Operation | None:
-        """Ask the guest's system to shut down."""
-        if not 0 <= timeout_s <= SHUTDOWN_MAX_S:
-            raise invalid_field("timeout_s", f"must be 0 (the default) to {SHUTDOWN_MAX_S:g}, not {timeout_s:g}")
-        wait_s = timeout_s or self._core.options.shutdown_timeout_s
-        return await self._submit(
-            call,
-            name,
-            "shutdown",
-            lambda uid: ShutdownArguments(name.host, name.guest, uid, wait_s=wait_s, force=force_after_timeout),
-        )
-
-    async def reboot(self, call: Call, name: GuestName) -> Operation | None:
-        """Ask the guest's system to reboot, or emulate it by shutdown and start."""
-        await self._core.settled(name.host)
-        link = self._core.link(name.host)
-        try:
-            native = cap.require(link.capabilities, cap.REBOOT).level is CapabilityLevel.NATIVE
-        except UnsupportedError as error:
-            native = False
-            try:
-                cap.require(link.capabilities, cap.SHUTDOWN)
-            except UnsupportedError:
-                self._core.view(name)
-                raise error.with_resource(str(name)) from None
-        wait_s = self._core.options.shutdown_timeout_s
-        return await self._submit(
-            call,
-            name,
-            "reboot",
-            lambda uid: RebootArguments(name.host, name.guest, uid, wait_s=wait_s, emulated=not native),
-        )
-
-    async def adopt(self, call: Call, name: GuestName) -> Operation | None:
-        """Take a foreign guest under management."""
-        return await self._simple(call, name, "adopt", managed=False)
-
-    async def _simple(self, call: Call, name: GuestName, verb: str, *, managed: bool = True) -> Operation | None:
-        return await self._submit(
-            call, name, verb, lambda uid: GuestArguments(name.host, name.guest, uid), managed=managed
-        )
-
-    @once
-    async def _submit(
-        self,
-        call: Call,
-        name: GuestName,
-        verb: str,
-        make: Callable[[UUID], GuestArguments],
-        *,
-        managed: bool = True,
-    ) -> Operation | None:
-        await self._core.settled(name.host)
-        view = self._core.check_verb(name, verb, managed=managed, now=not self._core.engine.current(str(name)))
-        if call.validate_only:
-            return None
-        implementation: Verb[GuestArguments] = self._verbs[verb]  # type: ignore[assignment]  # its own arguments
-        return await self._core.engine.submit(
-            implementation, make(view.guest.uid), submission(call, str(name), str(name))
-        )
+    def _trash_policy(self, guest: Guest) -> DiskPolicy:
+        """What the configuration says, where it can be done."""
+        policy = self._core.options.on_delete
+        if policy is DiskPolicy.TRASH and guest.status.presence is Presence.ABSENT:
+            return DiskPolicy.DELETE  # nothing is left that could be brought back
+        return policy
 
 
 def _holds(guest: Guest, state: GuestState | None, condition: ConditionType | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,7 +20,7 @@ from virtd.errors import (
 )
 from virtd.inventory import HostLink
 from virtd.model.guest import Origin
-from virtd.model.host import Capability, Host
+from virtd.model.host import Capability, CheckStatus, Host, HostCheck
 from virtd.model.names import check_new_id, shown
 from virtd.service.call import Call, Page, page_of
 from virtd.service.core import Core
@@ -135,6 +135,22 @@ class Hosts:
         :raises UnavailableError: HOST_UNREACHABLE.
         """
         return await self._core.link(host_id).probe()
+
+    async def diagnose(self, host_id: str) -> Sequence[HostCheck]:
+        """Look a host over.  A host that does not answer is a check that says so.
+
+        :raises NotFoundError: HOST_NOT_FOUND.
+        """
+        await self._core.settled(host_id)
+        link = self._core.link(host_id)
+        try:
+            await link.probe()
+            diagnosis = link.facets.diagnosis
+            found = await link.call(diagnosis.diagnose()) if diagnosis is not None else ()
+        except VirtdError as error:
+            return (HostCheck("connection", CheckStatus.PROBLEM, error.message, error.reason.remedy),)
+        answers = HostCheck("connection", CheckStatus.OK, f"{link.host.facts.api or 'the host'} answers")
+        return (answers, *found)
 
     def capabilities(self, host_id: str) -> tuple[Capability, ...]:
         """What the host can do, with reasons."""

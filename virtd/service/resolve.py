@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 from uuid import UUID
 
@@ -31,6 +30,7 @@ from virtd.errors import (
     UnsupportedError,
 )
 from virtd.inventory import HostLink
+from virtd.model.devices import ClockBase
 from virtd.model.guest import (
     Accelerator,
     DiskBus,
@@ -45,9 +45,11 @@ from virtd.model.guest import (
 )
 from virtd.model.host import HostFacts
 from virtd.model.names import parse, shown
+from virtd.service.catalogue import ImageCatalogue
+from virtd.service.cloud_seed import DISK_NAME, seed_name
 from virtd.service.core import is_local
-from virtd.service.images import ImageCatalogue
-from virtd.service.validate import check_allowed_path, check_spec
+from virtd.service.resolve_host import check_host
+from virtd.service.validate import check_spec
 
 _OUI: Final = "52:54:00"
 """The prefix that QEMU and KVM guests use by custom; locally administered."""
@@ -65,6 +67,10 @@ class PlannedVolume:
     source_path: str = ""
     source_format: DiskFormat | None = None
     overlay: bool = False
+    send: bool = False
+    """The source is an image of the daemon's machine, which is not the host's: it is sent there first."""
+    seed: bool = False
+    """The cloud-init seed: made of the specification when its turn comes, so that no secret lies about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,8 @@ def with_defaults(spec: GuestSpec) -> GuestSpec:
         guest_agent=True if spec.guest_agent is None else spec.guest_agent,
         graphics=spec.graphics or GraphicsSpec(vnc=True),
         run_strategy=spec.run_strategy or RunStrategy.MANUAL,
+        rng=True if spec.rng is None else spec.rng,
+        clock=spec.clock or ClockBase.UTC,
         disks=tuple(_disk_defaults(disk) for disk in spec.disks),
         interfaces=tuple(
             replace(interface, mac=interface.mac.lower() or random_mac()) for interface in spec.interfaces
@@ -113,8 +121,7 @@ async def resolve(
     check_spec(spec, link.id)
     facts = await link.facts()
     spec = with_defaults(spec)
-    spec = _check_paths(spec, allowed, local=is_local(link.config))
-    _check_host(link, spec)
+    spec = check_host(link, spec, allowed)
     if spec.machine and facts.machines and spec.machine not in facts.machines:
         why = f"the host has no machine type {shown(spec.machine)}"
         raise _unsupported("guest.spec.machine", why, *facts.machines)
@@ -124,6 +131,9 @@ async def resolve(
         planned = await _plan_disk(link, disk, index, f"{guest_id}-{disk.name}-{uid.hex[:8]}", images)
         if planned is not None:
             volumes.append(planned)
+    seed = await _plan_seed(link, spec, uid)
+    if seed is not None:
+        volumes.append(seed)
     await _check_networks(link, spec)
     return Resolution(spec, tuple(volumes), accelerator, reason)
 
@@ -151,8 +161,12 @@ async def resolved_guest(link: HostLink, guest_id: str, uid: UUID, resolution: R
     spec = resolution.spec
     planned = {volume.disk: volume for volume in resolution.volumes}
     disks = [await _resolved_disk(link, disk, planned.get(disk.name)) for disk in spec.disks]
-    if disks and all(disk.boot_order is None for disk in disks):
-        disks[0] = replace(disks[0], boot_order=1)
+    first = next((index for index, disk in enumerate(disks) if disk.path), None)
+    orders = (*(disk.boot_order for disk in disks), *(interface.boot_order for interface in spec.interfaces))
+    if first is not None and all(order is None for order in orders):
+        disks[first] = replace(disks[first], boot_order=1)
+    if spec.cloud_init is not None:
+        disks.append(await _seed_disk(link, planned_seed(spec, uid)))
     return ResolvedGuest(
         uuid=uid,
         name=guest_id,
@@ -164,12 +178,38 @@ async def resolved_guest(link: HostLink, guest_id: str, uid: UUID, resolution: R
         direct_kernel_boot=spec.direct_kernel_boot,
         disks=tuple(disks),
         interfaces=tuple(
-            ResolvedInterface(i.name, i.kind, i.mac, network=i.network, model=i.model) for i in spec.interfaces
+            ResolvedInterface(
+                name=interface.name,
+                kind=interface.kind,
+                mac=interface.mac,
+                network=interface.network,
+                model=interface.model,
+                port_forwards=interface.port_forwards,
+                link_state=interface.link_state,
+                mtu=interface.mtu,
+                boot_order=interface.boot_order,
+            )
+            for interface in spec.interfaces
         ),
         serial_console=spec.serial_console is not False,
         guest_agent=spec.guest_agent is not False,
         graphics=spec.graphics,
         backend_options=dict(spec.backend_options),
+        max_vcpus=spec.max_vcpus,
+        max_memory_bytes=spec.max_memory_bytes,
+        cpu=spec.cpu,
+        memory=spec.memory,
+        numa=spec.numa,
+        secure_boot=spec.secure_boot,
+        tpm=spec.tpm,
+        rng=spec.rng is not False,
+        watchdog=spec.watchdog,
+        filesystems=spec.filesystems,
+        usb=spec.usb,
+        sound=spec.sound,
+        host_devices=spec.host_devices,
+        autostart=spec.autostart,
+        clock=spec.clock,
     )
 
 
@@ -204,70 +244,6 @@ def _disk_defaults(disk: DiskSpec) -> DiskSpec:
     return replace(disk, device=device, bus=bus, read_only=disk.read_only or device is DiskDevice.CDROM)
 
 
-def _check_paths(spec: GuestSpec, allowed: tuple[str, ...], *, local: bool) -> GuestSpec:
-    boot = spec.direct_kernel_boot
-    if boot is not None:
-        field = "guest.spec.direct_kernel_boot"
-        boot = replace(
-            boot,
-            kernel_path=check_allowed_path(boot.kernel_path, allowed, f"{field}.kernel_path", local=local),
-            initrd_path=check_allowed_path(boot.initrd_path, allowed, f"{field}.initrd_path", local=local)
-            if boot.initrd_path
-            else "",
-        )
-        if local:
-            _check_exists(boot.kernel_path, f"{field}.kernel_path")
-            if boot.initrd_path:
-                _check_exists(boot.initrd_path, f"{field}.initrd_path")
-    disks = []
-    for index, disk in enumerate(spec.disks):
-        if disk.host_file is not None:
-            field = f"guest.spec.disks[{index}].host_file.path"
-            path = check_allowed_path(disk.host_file.path, allowed, field, local=local)
-            if local:
-                _check_exists(path, field)
-            disk = replace(disk, host_file=replace(disk.host_file, path=path))  # noqa: PLW2901 - its new version
-        disks.append(disk)
-    return replace(spec, direct_kernel_boot=boot, disks=tuple(disks))
-
-
-def _check_exists(path: str, field: str) -> None:
-    if not Path(path).is_file():
-        raise InvalidArgumentError(
-            FIELD_INVALID, f"{field}: there is no file {path}", violations=(FieldViolation(field, "no such file"),)
-        )
-
-
-def _check_host(link: HostLink, spec: GuestSpec) -> None:
-    """What the host's capabilities and the backend's options say of the spec."""
-    needs = [
-        (spec.direct_kernel_boot is not None, cap.DIRECT_KERNEL_BOOT, "guest.spec.direct_kernel_boot", ()),
-        (spec.firmware is Firmware.UEFI, cap.UEFI, "guest.spec.firmware", ("BIOS",)),
-        (
-            any(disk.blank is not None or disk.image is not None or disk.volume is not None for disk in spec.disks),
-            cap.VOLUMES,
-            "guest.spec.disks",
-            ("host_file",),
-        ),
-    ]
-    for needed, capability, field, alternatives in needs:
-        if not needed:
-            continue
-        try:
-            cap.require(link.capabilities, capability)
-        except UnsupportedError as error:
-            raise _unsupported(field, error.record.metadata["why"], *alternatives) from None
-    if spec.run_strategy is not RunStrategy.MANUAL:
-        raise _unsupported("guest.spec.run_strategy", "virtd does not start guests by itself yet", "MANUAL")
-    options = {option.name: option for option in link.backend.descriptor.options}
-    for key, value in spec.backend_options.items():
-        field = f"guest.spec.backend_options[{key}]"
-        if key not in options:
-            raise _unsupported(field, f"the backend {link.backend.descriptor.id} has no such option", *options)
-        if options[key].values and value not in options[key].values:
-            raise _unsupported(field, f"{value!r} is not one of its values", *options[key].values)
-
-
 async def _plan_disk(
     link: HostLink, disk: DiskSpec, index: int, stem: str, images: ImageCatalogue
 ) -> PlannedVolume | None:
@@ -285,10 +261,9 @@ async def _plan_disk(
         source = disk.image
         await _check_pool(link, source.pool)
         image = await images.get(source.image.removeprefix("images/"))
-        if not is_local(link.config):
-            raise _unsupported(
-                f"{field}.image", "images can be used on hosts of the daemon's own machine only", "volume"
-            )
+        remote = not is_local(link.config)
+        if remote and link.facets.volume_transfer is None:
+            raise _unsupported(f"{field}.image", "the host takes no files of the daemon's machine", "volume")
         if source.capacity_bytes and image.capacity_bytes and source.capacity_bytes < image.capacity_bytes:
             raise InvalidArgumentError(
                 FIELD_INVALID,
@@ -311,10 +286,50 @@ async def _plan_disk(
             source_path=await images.path(source.image.removeprefix("images/")),
             source_format=DiskFormat(image.format.upper()),
             overlay=overlay,
+            send=remote,
         )
     if disk.volume is not None:
         await volume_of(link, disk.volume)
     return None
+
+
+def planned_seed(spec: GuestSpec, uid: UUID) -> PlannedVolume:
+    """The volume of the cloud-init seed: beside the guest's first disk.  Chosen by the specification alone."""
+    pools = [source.pool for disk in spec.disks if (source := disk.blank or disk.image) is not None]
+    return PlannedVolume(DISK_NAME, pools[0] if pools else "", seed_name(uid), DiskFormat.RAW, seed=True)
+
+
+async def _plan_seed(link: HostLink, spec: GuestSpec, uid: UUID) -> PlannedVolume | None:
+    if spec.cloud_init is None:
+        return None
+    field = "guest.spec.cloud_init"
+    try:
+        for capability in (cap.CLOUD_INIT, cap.VOLUMES):
+            cap.require(link.capabilities, capability)
+    except UnsupportedError as error:
+        raise _unsupported(field, error.record.metadata["why"]) from None
+    for index, disk in enumerate(spec.disks):
+        if disk.name == DISK_NAME:
+            raise InvalidArgumentError(
+                FIELD_INVALID,
+                f"guest.spec.disks[{index}].name: {DISK_NAME} is the name of the seed that virtd makes",
+                violations=(FieldViolation(f"guest.spec.disks[{index}].name", f"{DISK_NAME} is taken by the seed"),),
+            )
+    seed = planned_seed(spec, uid)
+    await _check_pool(link, seed.pool)
+    return seed
+
+
+async def _seed_disk(link: HostLink, seed: PlannedVolume) -> ResolvedDisk:
+    # On SCSI: Debian's cloud kernel has no driver for a SATA drive.
+    return ResolvedDisk(
+        name=DISK_NAME,
+        path=await planned_path(link, seed),
+        format=DiskFormat.RAW,
+        bus=DiskBus.SCSI,
+        device=DiskDevice.CDROM,
+        read_only=True,
+    )
 
 
 async def volume_of(link: HostLink, name: str) -> ResolvedVolume:
@@ -347,9 +362,10 @@ async def _resolved_disk(link: HostLink, disk: DiskSpec, planned: PlannedVolume 
     elif disk.volume is not None:
         volume = await volume_of(link, disk.volume)
         path, format_ = volume.path, volume.format
-    else:
-        assert disk.host_file is not None  # check_spec has seen to it
+    elif disk.host_file is not None:
         path, format_ = disk.host_file.path, disk.host_file.format
+    else:
+        path, format_ = "", DiskFormat.RAW  # a CD-ROM drive without a medium: check_spec has seen to it
     return ResolvedDisk(
         name=disk.name,
         path=path,
@@ -358,6 +374,10 @@ async def _resolved_disk(link: HostLink, disk: DiskSpec, planned: PlannedVolume 
         device=disk.device or DiskDevice.DISK,
         read_only=disk.read_only,
         boot_order=disk.boot_order,
+        cache=disk.cache,
+        io_tune=disk.io_tune,
+        discard=disk.discard,
+        serial=disk.serial,
     )
 
 

@@ -78,7 +78,80 @@ MIGRATIONS: Final[tuple[str, ...]] = (
 
     CREATE TABLE images (id TEXT PRIMARY KEY, record TEXT NOT NULL, path TEXT NOT NULL) STRICT;
     """,
+    """
+    -- Files on their way to the daemon; the bytes lie in STATE/uploads, under the same id.
+    CREATE TABLE uploads (
+        id TEXT PRIMARY KEY,
+        record TEXT NOT NULL,
+        caller TEXT NOT NULL,
+        request_id TEXT NOT NULL,
+        fingerprint TEXT NOT NULL
+    ) STRICT;
+    CREATE UNIQUE INDEX uploads_request ON uploads (caller, request_id) WHERE request_id <> '';
+    """,
+    """
+    -- The history of guests' usage: sums over spans of time, fine ones (tier 0) and coarse ones (1).
+    CREATE TABLE usage (
+        tier INTEGER NOT NULL,
+        uid TEXT NOT NULL,
+        time INTEGER NOT NULL,
+        covered_s REAL NOT NULL, cpu_s REAL NOT NULL, cpu_n_s REAL NOT NULL,
+        assigned REAL NOT NULL, assigned_n REAL NOT NULL, used REAL NOT NULL, used_n REAL NOT NULL,
+        rss REAL NOT NULL, rss_n REAL NOT NULL,
+        read_bytes REAL NOT NULL, written_bytes REAL NOT NULL, reads REAL NOT NULL, writes REAL NOT NULL,
+        disk_n_s REAL NOT NULL, received_bytes REAL NOT NULL, sent_bytes REAL NOT NULL, net_n_s REAL NOT NULL,
+        cpu_max REAL NOT NULL,
+        PRIMARY KEY (tier, uid, time)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX usage_time ON usage (tier, time);
+    """,
+    """
+    -- Deleted guests that can be brought back.  A row is complete when the guest is gone from the host.
+    CREATE TABLE trash (
+        id TEXT PRIMARY KEY,
+        record TEXT NOT NULL,
+        complete INTEGER NOT NULL
+    ) STRICT;
+
+    -- What the run strategies remember of each guest.
+    CREATE TABLE strategies (uid TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
+    """,
+    """
+    -- Guests whose file systems are frozen by virtd, or are about to be: each is thawed, whatever happens.
+    CREATE TABLE freezes (
+        uid TEXT PRIMARY KEY,
+        host TEXT NOT NULL,
+        caller TEXT NOT NULL,
+        thaw_at REAL NOT NULL
+    ) STRICT;
+    """,
+    """
+    -- Images that were sent to hosts of other machines.  image: the file here; path: the file there.
+    CREATE TABLE image_bases (
+        host TEXT NOT NULL,
+        pool TEXT NOT NULL,
+        volume TEXT NOT NULL,
+        image TEXT NOT NULL,
+        path TEXT NOT NULL,
+        PRIMARY KEY (host, pool, volume)
+    ) STRICT;
+    """,
+    """
+    CREATE TABLE schedules (id TEXT PRIMARY KEY, record TEXT NOT NULL, request_id TEXT NOT NULL) STRICT;
+
+    -- What schedules have made: nothing else is ever pruned.  The row is written before the operation
+    -- begins; `made` is the snapshot's own time, known when it is complete.
+    CREATE TABLE scheduled (
+        schedule TEXT NOT NULL,
+        guest TEXT NOT NULL,
+        uid TEXT NOT NULL,
+        snapshot TEXT NOT NULL,
+        due REAL NOT NULL,
+        made REAL,
+        PRIMARY KEY (schedule, uid, snapshot)
+    ) STRICT;
+    """,
 )
 
-BULKY: Final = frozenset({"events", "audit"})
+BULKY: Final = frozenset({"events", "audit", "usage"})
 """Tables that can grow to hundreds of megabytes, and are not checked at every start."""

@@ -22,19 +22,56 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14virtd/v1/agent.proto\x12\x08virtd.v1\"\x7f\n\x12\x45xecCommandRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x03(\t\x12\x13\n\x0b\x65nvironment\x18\x04 \x03(\t\x12\x12\n\ninput_data\x18\x05 \x01(\x0c\x12\x11\n\ttimeout_s\x18\x06 \x01(\x01\"\xaf\x01\n\x13\x45xecCommandResponse\x12\x16\n\texit_code\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x06signal\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x0e\n\x06stdout\x18\x03 \x01(\x0c\x12\x0e\n\x06stderr\x18\x04 \x01(\x0c\x12\x18\n\x10stdout_truncated\x18\x05 \x01(\x08\x12\x18\n\x10stderr_truncated\x18\x06 \x01(\x08\x42\x0c\n\n_exit_codeB\t\n\x07_signal2Z\n\x0c\x41gentService\x12J\n\x0b\x45xecCommand\x12\x1c.virtd.v1.ExecCommandRequest\x1a\x1d.virtd.v1.ExecCommandResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14virtd/v1/agent.proto\x12\x08virtd.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x7f\n\x12\x45xecCommandRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x03(\t\x12\x13\n\x0b\x65nvironment\x18\x04 \x03(\t\x12\x12\n\ninput_data\x18\x05 \x01(\x0c\x12\x11\n\ttimeout_s\x18\x06 \x01(\x01\"\xaf\x01\n\x13\x45xecCommandResponse\x12\x16\n\texit_code\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x06signal\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x0e\n\x06stdout\x18\x03 \x01(\x0c\x12\x0e\n\x06stderr\x18\x04 \x01(\x0c\x12\x18\n\x10stdout_truncated\x18\x05 \x01(\x08\x12\x18\n\x10stderr_truncated\x18\x06 \x01(\x08\x42\x0c\n\n_exit_codeB\t\n\x07_signal\"U\n\x11\x45xecStreamRequest\x12$\n\x05start\x18\x01 \x01(\x0b\x32\x13.virtd.v1.ExecStartH\x00\x12\x0f\n\x05input\x18\x02 \x01(\x0cH\x00\x42\t\n\x07request\"\x85\x01\n\tExecStart\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x03(\t\x12\x13\n\x0b\x65nvironment\x18\x04 \x03(\t\x12\x12\n\ninput_data\x18\x05 \x01(\x0c\x12\x11\n\ttimeout_s\x18\x06 \x01(\x01\x12\r\n\x05stdin\x18\x07 \x01(\x08\"\x96\x01\n\x12\x45xecStreamResponse\x12(\n\x07started\x18\x01 \x01(\x0b\x32\x15.virtd.v1.ExecStartedH\x00\x12\x10\n\x06stdout\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06stderr\x18\x03 \x01(\x0cH\x00\x12&\n\x06\x65xited\x18\x04 \x01(\x0b\x32\x14.virtd.v1.ExecExitedH\x00\x42\n\n\x08response\"A\n\x0b\x45xecStarted\x12\x16\n\tguest_pid\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x0c\n\x04live\x18\x02 \x01(\x08\x42\x0c\n\n_guest_pid\"\x86\x01\n\nExecExited\x12\x16\n\texit_code\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x06signal\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x18\n\x10stdout_truncated\x18\x03 \x01(\x08\x12\x18\n\x10stderr_truncated\x18\x04 \x01(\x08\x42\x0c\n\n_exit_codeB\t\n\x07_signal\"P\n\x0fReadFileRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x11\n\tmax_bytes\x18\x04 \x01(\x04\"X\n\x10ReadFileResponse\x12\x17\n\nsize_bytes\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x42\r\n\x0b_size_bytes\"X\n\x10WriteFileRequest\x12)\n\x05start\x18\x01 \x01(\x0b\x32\x18.virtd.v1.WriteFileStartH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\t\n\x07request\"j\n\x0eWriteFileStart\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x10\n\x08in_place\x18\x04 \x01(\x08\x12\x11\n\x04mode\x18\x05 \x01(\rH\x00\x88\x01\x01\x42\x07\n\x05_mode\"7\n\x11WriteFileResponse\x12\x12\n\nsize_bytes\x18\x01 \x01(\x04\x12\x0e\n\x06\x61tomic\x18\x02 \x01(\x08\"P\n\x18\x46reezeFilesystemsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bmountpoints\x18\x02 \x03(\t\x12\x11\n\ttimeout_s\x18\x03 \x01(\x01\"`\n\x19\x46reezeFilesystemsResponse\x12\x14\n\x0c\x66rozen_count\x18\x01 \x01(\r\x12-\n\tthaw_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"&\n\x16ThawFilesystemsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"/\n\x17ThawFilesystemsResponse\x12\x14\n\x0cthawed_count\x18\x01 \x01(\r\" \n\x10GetOsInfoRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\";\n\x11GetOsInfoResponse\x12&\n\x07os_info\x18\x01 \x01(\x0b\x32\x15.virtd.v1.AgentOsInfo\"\xdd\x02\n\x0b\x41gentOsInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0bpretty_name\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x12\n\nversion_id\x18\x05 \x01(\t\x12\x0f\n\x07variant\x18\x06 \x01(\t\x12\x0f\n\x07machine\x18\x07 \x01(\t\x12\x16\n\x0ekernel_release\x18\x08 \x01(\t\x12\x16\n\x0ekernel_version\x18\t \x01(\t\x12\x10\n\x08hostname\x18\n \x01(\t\x12\x10\n\x08timezone\x18\x0b \x01(\t\x12\x1e\n\x11timezone_offset_s\x18\x0c \x01(\x05H\x00\x88\x01\x01\x12\"\n\x05users\x18\r \x03(\x0b\x32\x13.virtd.v1.AgentUser\x12\x13\n\x0busers_known\x18\x0e \x01(\x08\x12\x15\n\ragent_version\x18\x0f \x01(\tB\x14\n\x12_timezone_offset_s\"Y\n\tAgentUser\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64omain\x18\x02 \x01(\t\x12.\n\nlogin_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xb2\x04\n\x0c\x41gentService\x12J\n\x0b\x45xecCommand\x12\x1c.virtd.v1.ExecCommandRequest\x1a\x1d.virtd.v1.ExecCommandResponse\x12K\n\nExecStream\x12\x1b.virtd.v1.ExecStreamRequest\x1a\x1c.virtd.v1.ExecStreamResponse(\x01\x30\x01\x12\x43\n\x08ReadFile\x12\x19.virtd.v1.ReadFileRequest\x1a\x1a.virtd.v1.ReadFileResponse0\x01\x12H\n\tWriteFile\x12\x1a.virtd.v1.WriteFileRequest\x1a\x1b.virtd.v1.WriteFileResponse(\x01\x30\x01\x12\\\n\x11\x46reezeFilesystems\x12\".virtd.v1.FreezeFilesystemsRequest\x1a#.virtd.v1.FreezeFilesystemsResponse\x12V\n\x0fThawFilesystems\x12 .virtd.v1.ThawFilesystemsRequest\x1a!.virtd.v1.ThawFilesystemsResponse\x12\x44\n\tGetOsInfo\x12\x1a.virtd.v1.GetOsInfoRequest\x1a\x1b.virtd.v1.GetOsInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'virtd.v1.agent_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EXECCOMMANDREQUEST']._serialized_start=34
-  _globals['_EXECCOMMANDREQUEST']._serialized_end=161
-  _globals['_EXECCOMMANDRESPONSE']._serialized_start=164
-  _globals['_EXECCOMMANDRESPONSE']._serialized_end=339
-  _globals['_AGENTSERVICE']._serialized_start=341
-  _globals['_AGENTSERVICE']._serialized_end=431
+  _globals['_EXECCOMMANDREQUEST']._serialized_start=67
+  _globals['_EXECCOMMANDREQUEST']._serialized_end=194
+  _globals['_EXECCOMMANDRESPONSE']._serialized_start=197
+  _globals['_EXECCOMMANDRESPONSE']._serialized_end=372
+  _globals['_EXECSTREAMREQUEST']._serialized_start=374
+  _globals['_EXECSTREAMREQUEST']._serialized_end=459
+  _globals['_EXECSTART']._serialized_start=462
+  _globals['_EXECSTART']._serialized_end=595
+  _globals['_EXECSTREAMRESPONSE']._serialized_start=598
+  _globals['_EXECSTREAMRESPONSE']._serialized_end=748
+  _globals['_EXECSTARTED']._serialized_start=750
+  _globals['_EXECSTARTED']._serialized_end=815
+  _globals['_EXECEXITED']._serialized_start=818
+  _globals['_EXECEXITED']._serialized_end=952
+  _globals['_READFILEREQUEST']._serialized_start=954
+  _globals['_READFILEREQUEST']._serialized_end=1034
+  _globals['_READFILERESPONSE']._serialized_start=1036
+  _globals['_READFILERESPONSE']._serialized_end=1124
+  _globals['_WRITEFILEREQUEST']._serialized_start=1126
+  _globals['_WRITEFILEREQUEST']._serialized_end=1214
+  _globals['_WRITEFILESTART']._serialized_start=1216
+  _globals['_WRITEFILESTART']._serialized_end=1322
+  _globals['_WRITEFILERESPONSE']._serialized_start=1324
+  _globals['_WRITEFILERESPONSE']._serialized_end=1379
+  _globals['_FREEZEFILESYSTEMSREQUEST']._serialized_start=1381
+  _globals['_FREEZEFILESYSTEMSREQUEST']._serialized_end=1461
+  _globals['_FREEZEFILESYSTEMSRESPONSE']._serialized_start=1463
+  _globals['_FREEZEFILESYSTEMSRESPONSE']._serialized_end=1559
+  _globals['_THAWFILESYSTEMSREQUEST']._serialized_start=1561
+  _globals['_THAWFILESYSTEMSREQUEST']._serialized_end=1599
+  _globals['_THAWFILESYSTEMSRESPONSE']._serialized_start=1601
+  _globals['_THAWFILESYSTEMSRESPONSE']._serialized_end=1648
+  _globals['_GETOSINFOREQUEST']._serialized_start=1650
+  _globals['_GETOSINFOREQUEST']._serialized_end=1682
+  _globals['_GETOSINFORESPONSE']._serialized_start=1684
+  _globals['_GETOSINFORESPONSE']._serialized_end=1743
+  _globals['_AGENTOSINFO']._serialized_start=1746
+  _globals['_AGENTOSINFO']._serialized_end=2095
+  _globals['_AGENTUSER']._serialized_start=2097
+  _globals['_AGENTUSER']._serialized_end=2186
+  _globals['_AGENTSERVICE']._serialized_start=2189
+  _globals['_AGENTSERVICE']._serialized_end=2751
 # @@protoc_insertion_point(module_scope)

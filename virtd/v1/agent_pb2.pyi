@@ -6,6 +6,7 @@ The guest agent."""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
@@ -112,3 +113,622 @@ class ExecCommandResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__signal) -> _WhichOneofReturnType__signal | None: ...
 
 Global___ExecCommandResponse: _TypeAlias = ExecCommandResponse  # noqa: Y015
+
+@_typing.final
+class ExecStreamRequest(_message.Message):
+    """Request of ExecStream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    input: _builtins.bytes
+    """Then, where `start.stdin` is set: bytes for its standard input, at most 256 KiB at a time.
+    Half-closing the stream ends its standard input.
+    """
+    @_builtins.property
+    def start(self) -> Global___ExecStart:
+        """First: which command."""
+
+    def __init__(
+        self,
+        *,
+        start: Global___ExecStart | None = ...,
+        input: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "request", b"request", "start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "request", b"request", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["start", "input"]  # noqa: Y015
+    _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
+
+Global___ExecStreamRequest: _TypeAlias = ExecStreamRequest  # noqa: Y015
+
+@_typing.final
+class ExecStart(_message.Message):
+    """Which command to run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    INPUT_DATA_FIELD_NUMBER: _builtins.int
+    TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    STDIN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`hosts/{host}/guests/{guest}`."""
+    path: _builtins.str
+    """Program in the guest; its arguments meet no shell. Required."""
+    input_data: _builtins.bytes
+    """The first bytes of its standard input, at most 1 MiB."""
+    timeout_s: _builtins.float
+    """How long it may run, in seconds; 0: 60."""
+    stdin: _builtins.bool
+    """Its standard input stays open for `input`. Otherwise it ends after `input_data`."""
+    @_builtins.property
+    def arguments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its arguments."""
+
+    @_builtins.property
+    def environment(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its environment, `NAME=value` each."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        path: _builtins.str = ...,
+        arguments: _abc.Iterable[_builtins.str] | None = ...,
+        environment: _abc.Iterable[_builtins.str] | None = ...,
+        input_data: _builtins.bytes = ...,
+        timeout_s: _builtins.float = ...,
+        stdin: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "environment", b"environment", "input_data", b"input_data", "name", b"name", "path", b"path", "stdin", b"stdin", "timeout_s", b"timeout_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExecStart: _TypeAlias = ExecStart  # noqa: Y015
+
+@_typing.final
+class ExecStreamResponse(_message.Message):
+    """Response of ExecStream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STARTED_FIELD_NUMBER: _builtins.int
+    STDOUT_FIELD_NUMBER: _builtins.int
+    STDERR_FIELD_NUMBER: _builtins.int
+    EXITED_FIELD_NUMBER: _builtins.int
+    stdout: _builtins.bytes
+    """Bytes that it wrote to its standard output."""
+    stderr: _builtins.bytes
+    """Bytes that it wrote to its standard error."""
+    @_builtins.property
+    def started(self) -> Global___ExecStarted:
+        """First: the command runs."""
+
+    @_builtins.property
+    def exited(self) -> Global___ExecExited:
+        """Last: it has ended."""
+
+    def __init__(
+        self,
+        *,
+        started: Global___ExecStarted | None = ...,
+        stdout: _builtins.bytes = ...,
+        stderr: _builtins.bytes = ...,
+        exited: Global___ExecExited | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["exited", b"exited", "response", b"response", "started", b"started", "stderr", b"stderr", "stdout", b"stdout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exited", b"exited", "response", b"response", "started", b"started", "stderr", b"stderr", "stdout", b"stdout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_response: _TypeAlias = _typing.Literal["started", "stdout", "stderr", "exited"]  # noqa: Y015
+    _WhichOneofArgType_response: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_response) -> _WhichOneofReturnType_response | None: ...
+
+Global___ExecStreamResponse: _TypeAlias = ExecStreamResponse  # noqa: Y015
+
+@_typing.final
+class ExecStarted(_message.Message):
+    """A command has started."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GUEST_PID_FIELD_NUMBER: _builtins.int
+    LIVE_FIELD_NUMBER: _builtins.int
+    guest_pid: _builtins.int
+    """Its process id in the guest, where the agent tells it."""
+    live: _builtins.bool
+    """Whether output comes while it runs. False: all of it comes at its end (the guest has no POSIX shell)."""
+    def __init__(
+        self,
+        *,
+        guest_pid: _builtins.int | None = ...,
+        live: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_guest_pid", b"_guest_pid", "guest_pid", b"guest_pid"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guest_pid", b"_guest_pid", "guest_pid", b"guest_pid", "live", b"live"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__guest_pid: _TypeAlias = _typing.Literal["guest_pid"]  # noqa: Y015
+    _WhichOneofArgType__guest_pid: _TypeAlias = _typing.Literal["_guest_pid", b"_guest_pid"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__guest_pid) -> _WhichOneofReturnType__guest_pid | None: ...
+
+Global___ExecStarted: _TypeAlias = ExecStarted  # noqa: Y015
+
+@_typing.final
+class ExecExited(_message.Message):
+    """A command has ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXIT_CODE_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    STDOUT_TRUNCATED_FIELD_NUMBER: _builtins.int
+    STDERR_TRUNCATED_FIELD_NUMBER: _builtins.int
+    exit_code: _builtins.int
+    """Its exit code. Exactly one of `exit_code` and `signal` is set."""
+    signal: _builtins.int
+    """The number of the signal that ended it."""
+    stdout_truncated: _builtins.bool
+    """Whether the agent cut the output."""
+    stderr_truncated: _builtins.bool
+    """Whether the agent cut the error output."""
+    def __init__(
+        self,
+        *,
+        exit_code: _builtins.int | None = ...,
+        signal: _builtins.int | None = ...,
+        stdout_truncated: _builtins.bool = ...,
+        stderr_truncated: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "exit_code", b"exit_code", "signal", b"signal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "exit_code", b"exit_code", "signal", b"signal", "stderr_truncated", b"stderr_truncated", "stdout_truncated", b"stdout_truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
+    _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015
+    _WhichOneofReturnType__signal: _TypeAlias = _typing.Literal["signal"]  # noqa: Y015
+    _WhichOneofArgType__signal: _TypeAlias = _typing.Literal["_signal", b"_signal"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exit_code) -> _WhichOneofReturnType__exit_code | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__signal) -> _WhichOneofReturnType__signal | None: ...
+
+Global___ExecExited: _TypeAlias = ExecExited  # noqa: Y015
+
+@_typing.final
+class ReadFileRequest(_message.Message):
+    """Request of ReadFile."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`hosts/{host}/guests/{guest}`."""
+    path: _builtins.str
+    """Absolute path in the guest. Required."""
+    offset: _builtins.int
+    """Begin at this byte."""
+    max_bytes: _builtins.int
+    """Read at most so many bytes; 0: to the end, which is then an error where the rest is larger than
+    the daemon passes at once (`agent.file_max_bytes`).
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        path: _builtins.str = ...,
+        offset: _builtins.int = ...,
+        max_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_bytes", b"max_bytes", "name", b"name", "offset", b"offset", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadFileRequest: _TypeAlias = ReadFileRequest  # noqa: Y015
+
+@_typing.final
+class ReadFileResponse(_message.Message):
+    """Response of ReadFile."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    size_bytes: _builtins.int
+    """In the first response: the size of the file when it was opened, where it is known."""
+    offset: _builtins.int
+    """Offset of the first of these bytes."""
+    data: _builtins.bytes
+    """Some bytes; empty in the answer for an empty file."""
+    def __init__(
+        self,
+        *,
+        size_bytes: _builtins.int | None = ...,
+        offset: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes", "data", b"data", "offset", b"offset", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__size_bytes: _TypeAlias = _typing.Literal["size_bytes"]  # noqa: Y015
+    _WhichOneofArgType__size_bytes: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__size_bytes) -> _WhichOneofReturnType__size_bytes | None: ...
+
+Global___ReadFileResponse: _TypeAlias = ReadFileResponse  # noqa: Y015
+
+@_typing.final
+class WriteFileRequest(_message.Message):
+    """Request of WriteFile."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """Then: its bytes, at most 1 MiB at a time."""
+    @_builtins.property
+    def start(self) -> Global___WriteFileStart:
+        """First: which file."""
+
+    def __init__(
+        self,
+        *,
+        start: Global___WriteFileStart | None = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "request", b"request", "start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "request", b"request", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["start", "data"]  # noqa: Y015
+    _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
+
+Global___WriteFileRequest: _TypeAlias = WriteFileRequest  # noqa: Y015
+
+@_typing.final
+class WriteFileStart(_message.Message):
+    """Which file to write."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    IN_PLACE_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`hosts/{host}/guests/{guest}`."""
+    path: _builtins.str
+    """Absolute path in the guest. Required."""
+    offset: _builtins.int
+    """Write from this byte on, into the file as it is. 0: replace the file, unless `in_place` is set."""
+    in_place: _builtins.bool
+    """Do not replace the file, write into it from the offset on."""
+    mode: _builtins.int
+    """Its permissions, such as 0o644 (420); absent: those of the file that was there, else 0o600."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        path: _builtins.str = ...,
+        offset: _builtins.int = ...,
+        in_place: _builtins.bool = ...,
+        mode: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mode", b"_mode", "mode", b"mode"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mode", b"_mode", "in_place", b"in_place", "mode", b"mode", "name", b"name", "offset", b"offset", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__mode: _TypeAlias = _typing.Literal["mode"]  # noqa: Y015
+    _WhichOneofArgType__mode: _TypeAlias = _typing.Literal["_mode", b"_mode"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mode) -> _WhichOneofReturnType__mode | None: ...
+
+Global___WriteFileStart: _TypeAlias = WriteFileStart  # noqa: Y015
+
+@_typing.final
+class WriteFileResponse(_message.Message):
+    """Response of WriteFile."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    ATOMIC_FIELD_NUMBER: _builtins.int
+    size_bytes: _builtins.int
+    """How many bytes were written."""
+    atomic: _builtins.bool
+    """Whether nobody in the guest could see the file half-written."""
+    def __init__(
+        self,
+        *,
+        size_bytes: _builtins.int = ...,
+        atomic: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["atomic", b"atomic", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WriteFileResponse: _TypeAlias = WriteFileResponse  # noqa: Y015
+
+@_typing.final
+class FreezeFilesystemsRequest(_message.Message):
+    """Request of FreezeFilesystems."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MOUNTPOINTS_FIELD_NUMBER: _builtins.int
+    TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`hosts/{host}/guests/{guest}`."""
+    timeout_s: _builtins.float
+    """So long they stay frozen at the most, in seconds; 0: 60. At most 600."""
+    @_builtins.property
+    def mountpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only these mount points of the guest; empty: all."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        mountpoints: _abc.Iterable[_builtins.str] | None = ...,
+        timeout_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mountpoints", b"mountpoints", "name", b"name", "timeout_s", b"timeout_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FreezeFilesystemsRequest: _TypeAlias = FreezeFilesystemsRequest  # noqa: Y015
+
+@_typing.final
+class FreezeFilesystemsResponse(_message.Message):
+    """Response of FreezeFilesystems."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROZEN_COUNT_FIELD_NUMBER: _builtins.int
+    THAW_TIME_FIELD_NUMBER: _builtins.int
+    frozen_count: _builtins.int
+    """How many file systems this call froze; 0: they were frozen already."""
+    @_builtins.property
+    def thaw_time(self) -> _timestamp_pb2.Timestamp:
+        """When virtd thaws them, unless ThawFilesystems comes first."""
+
+    def __init__(
+        self,
+        *,
+        frozen_count: _builtins.int = ...,
+        thaw_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["thaw_time", b"thaw_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frozen_count", b"frozen_count", "thaw_time", b"thaw_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FreezeFilesystemsResponse: _TypeAlias = FreezeFilesystemsResponse  # noqa: Y015
+
+@_typing.final
+class ThawFilesystemsRequest(_message.Message):
+    """Request of ThawFilesystems."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`hosts/{host}/guests/{guest}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ThawFilesystemsRequest: _TypeAlias = ThawFilesystemsRequest  # noqa: Y015
+
+@_typing.final
+class ThawFilesystemsResponse(_message.Message):
+    """Response of ThawFilesystems."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    THAWED_COUNT_FIELD_NUMBER: _builtins.int
+    thawed_count: _builtins.int
+    """How many file systems were thawed; 0: none was frozen."""
+    def __init__(
+        self,
+        *,
+        thawed_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["thawed_count", b"thawed_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ThawFilesystemsResponse: _TypeAlias = ThawFilesystemsResponse  # noqa: Y015
+
+@_typing.final
+class GetOsInfoRequest(_message.Message):
+    """Request of GetOsInfo."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`hosts/{host}/guests/{guest}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetOsInfoRequest: _TypeAlias = GetOsInfoRequest  # noqa: Y015
+
+@_typing.final
+class GetOsInfoResponse(_message.Message):
+    """Response of GetOsInfo."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OS_INFO_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def os_info(self) -> Global___AgentOsInfo:
+        """The information."""
+
+    def __init__(
+        self,
+        *,
+        os_info: Global___AgentOsInfo | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["os_info", b"os_info"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["os_info", b"os_info"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetOsInfoResponse: _TypeAlias = GetOsInfoResponse  # noqa: Y015
+
+@_typing.final
+class AgentOsInfo(_message.Message):
+    """What a guest's system says of itself. What it does not tell is empty or absent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    PRETTY_NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    VERSION_ID_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
+    MACHINE_FIELD_NUMBER: _builtins.int
+    KERNEL_RELEASE_FIELD_NUMBER: _builtins.int
+    KERNEL_VERSION_FIELD_NUMBER: _builtins.int
+    HOSTNAME_FIELD_NUMBER: _builtins.int
+    TIMEZONE_FIELD_NUMBER: _builtins.int
+    TIMEZONE_OFFSET_S_FIELD_NUMBER: _builtins.int
+    USERS_FIELD_NUMBER: _builtins.int
+    USERS_KNOWN_FIELD_NUMBER: _builtins.int
+    AGENT_VERSION_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id as in its os-release, for example `debian` or `mswindows`."""
+    name: _builtins.str
+    """Name, for example `Debian GNU/Linux`."""
+    pretty_name: _builtins.str
+    """Name for people, with the version."""
+    version: _builtins.str
+    """Version with its code name."""
+    version_id: _builtins.str
+    """Version as a number."""
+    variant: _builtins.str
+    """Variant, for example `Server`."""
+    machine: _builtins.str
+    """Machine type, for example `x86_64`."""
+    kernel_release: _builtins.str
+    """Release of the kernel."""
+    kernel_version: _builtins.str
+    """Version of the kernel: when it was built."""
+    hostname: _builtins.str
+    """Host name."""
+    timezone: _builtins.str
+    """Name of the time zone."""
+    timezone_offset_s: _builtins.int
+    """Offset of the time zone, in seconds east of UTC."""
+    users_known: _builtins.bool
+    """Whether the agent can tell who is logged in."""
+    agent_version: _builtins.str
+    """Version of the agent."""
+    @_builtins.property
+    def users(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentUser]:
+        """Who is logged in."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        pretty_name: _builtins.str = ...,
+        version: _builtins.str = ...,
+        version_id: _builtins.str = ...,
+        variant: _builtins.str = ...,
+        machine: _builtins.str = ...,
+        kernel_release: _builtins.str = ...,
+        kernel_version: _builtins.str = ...,
+        hostname: _builtins.str = ...,
+        timezone: _builtins.str = ...,
+        timezone_offset_s: _builtins.int | None = ...,
+        users: _abc.Iterable[Global___AgentUser] | None = ...,
+        users_known: _builtins.bool = ...,
+        agent_version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_timezone_offset_s", b"_timezone_offset_s", "timezone_offset_s", b"timezone_offset_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_timezone_offset_s", b"_timezone_offset_s", "agent_version", b"agent_version", "hostname", b"hostname", "id", b"id", "kernel_release", b"kernel_release", "kernel_version", b"kernel_version", "machine", b"machine", "name", b"name", "pretty_name", b"pretty_name", "timezone", b"timezone", "timezone_offset_s", b"timezone_offset_s", "users", b"users", "users_known", b"users_known", "variant", b"variant", "version", b"version", "version_id", b"version_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__timezone_offset_s: _TypeAlias = _typing.Literal["timezone_offset_s"]  # noqa: Y015
+    _WhichOneofArgType__timezone_offset_s: _TypeAlias = _typing.Literal["_timezone_offset_s", b"_timezone_offset_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__timezone_offset_s) -> _WhichOneofReturnType__timezone_offset_s | None: ...
+
+Global___AgentOsInfo: _TypeAlias = AgentOsInfo  # noqa: Y015
+
+@_typing.final
+class AgentUser(_message.Message):
+    """Somebody who is logged in in a guest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    LOGIN_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name."""
+    domain: _builtins.str
+    """Domain, on Windows."""
+    @_builtins.property
+    def login_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        domain: _builtins.str = ...,
+        login_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["login_time", b"login_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "login_time", b"login_time", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentUser: _TypeAlias = AgentUser  # noqa: Y015

@@ -27,7 +27,9 @@ if _version_not_supported:
 
 class AgentServiceStub(object):
     """The guest agent. Errors of every method: as for GuestService, and FAILED_PRECONDITION
-    AGENT_NOT_CONFIGURED; UNAVAILABLE AGENT_NOT_READY.
+    AGENT_NOT_CONFIGURED (the guest has no channel for one), AGENT_DISABLED (the agent's own
+    configuration forbids the command), GUEST_FROZEN; UNAVAILABLE AGENT_NOT_READY (none is connected),
+    AGENT_STUCK (connected, and silent). None of these ever delays a call for another guest.
     """
 
     def __init__(self, channel):
@@ -41,17 +43,101 @@ class AgentServiceStub(object):
                 request_serializer=virtd_dot_v1_dot_agent__pb2.ExecCommandRequest.SerializeToString,
                 response_deserializer=virtd_dot_v1_dot_agent__pb2.ExecCommandResponse.FromString,
                 _registered_method=True)
+        self.ExecStream = channel.stream_stream(
+                '/virtd.v1.AgentService/ExecStream',
+                request_serializer=virtd_dot_v1_dot_agent__pb2.ExecStreamRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_agent__pb2.ExecStreamResponse.FromString,
+                _registered_method=True)
+        self.ReadFile = channel.unary_stream(
+                '/virtd.v1.AgentService/ReadFile',
+                request_serializer=virtd_dot_v1_dot_agent__pb2.ReadFileRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_agent__pb2.ReadFileResponse.FromString,
+                _registered_method=True)
+        self.WriteFile = channel.stream_stream(
+                '/virtd.v1.AgentService/WriteFile',
+                request_serializer=virtd_dot_v1_dot_agent__pb2.WriteFileRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_agent__pb2.WriteFileResponse.FromString,
+                _registered_method=True)
+        self.FreezeFilesystems = channel.unary_unary(
+                '/virtd.v1.AgentService/FreezeFilesystems',
+                request_serializer=virtd_dot_v1_dot_agent__pb2.FreezeFilesystemsRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_agent__pb2.FreezeFilesystemsResponse.FromString,
+                _registered_method=True)
+        self.ThawFilesystems = channel.unary_unary(
+                '/virtd.v1.AgentService/ThawFilesystems',
+                request_serializer=virtd_dot_v1_dot_agent__pb2.ThawFilesystemsRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_agent__pb2.ThawFilesystemsResponse.FromString,
+                _registered_method=True)
+        self.GetOsInfo = channel.unary_unary(
+                '/virtd.v1.AgentService/GetOsInfo',
+                request_serializer=virtd_dot_v1_dot_agent__pb2.GetOsInfoRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_agent__pb2.GetOsInfoResponse.FromString,
+                _registered_method=True)
 
 
 class AgentServiceServicer(object):
     """The guest agent. Errors of every method: as for GuestService, and FAILED_PRECONDITION
-    AGENT_NOT_CONFIGURED; UNAVAILABLE AGENT_NOT_READY.
+    AGENT_NOT_CONFIGURED (the guest has no channel for one), AGENT_DISABLED (the agent's own
+    configuration forbids the command), GUEST_FROZEN; UNAVAILABLE AGENT_NOT_READY (none is connected),
+    AGENT_STUCK (connected, and silent). None of these ever delays a call for another guest.
     """
 
     def ExecCommand(self, request, context):
         """Runs a command in the guest and waits for its end. Errors: DEADLINE_EXCEEDED DEADLINE_EXCEEDED
-        when it still runs after `timeout_s` (it then runs on in the guest); INVALID_ARGUMENT
-        FIELD_INVALID when the guest has no such program.
+        when it runs longer than `timeout_s`: it is then ended in the guest, and the metadatum `killed`
+        says whether that worked; INVALID_ARGUMENT FIELD_INVALID when the guest has no such program.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExecStream(self, request_iterator, context):
+        """Runs a command whose output comes while it runs, and which may be given input. The first request
+        must be `start`. The command ends with the stream: a caller who cancels, or goes away, ends it in
+        the guest. Errors: as for ExecCommand; RESOURCE_EXHAUSTED LIMIT_EXCEEDED when it writes more than
+        64 MiB to one channel.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadFile(self, request, context):
+        """Reads a file of the guest. Errors: NOT_FOUND AGENT_FILE_NOT_FOUND; FAILED_PRECONDITION
+        AGENT_FILE_REFUSED (a directory, a device, no permission); RESOURCE_EXHAUSTED
+        AGENT_FILE_TOO_LARGE, before the first byte where the size is known.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WriteFile(self, request_iterator, context):
+        """Writes a file of the guest. The first request must be `start`; the file is complete when the
+        caller half-closes the stream, and the only response then says so. A stream that breaks before
+        leaves the old file as it was, where the response would have said `atomic`. Errors: as for ReadFile.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FreezeFilesystems(self, request, context):
+        """Makes the guest write its file systems out and hold all writes, for a copy of its disks from
+        outside. virtd thaws them when `timeout_s` is over, also after it was killed and started again.
+        Repeated, it begins the time anew. Errors: FAILED_PRECONDITION AGENT_FREEZE_FAILED; ABORTED
+        OPERATION_IN_PROGRESS while an operation works on the guest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ThawFilesystems(self, request, context):
+        """Lets the guest write again. A guest that is not frozen is left as it is, which is no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetOsInfo(self, request, context):
+        """What the guest's system says of itself.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -65,6 +151,36 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     request_deserializer=virtd_dot_v1_dot_agent__pb2.ExecCommandRequest.FromString,
                     response_serializer=virtd_dot_v1_dot_agent__pb2.ExecCommandResponse.SerializeToString,
             ),
+            'ExecStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.ExecStream,
+                    request_deserializer=virtd_dot_v1_dot_agent__pb2.ExecStreamRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_agent__pb2.ExecStreamResponse.SerializeToString,
+            ),
+            'ReadFile': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadFile,
+                    request_deserializer=virtd_dot_v1_dot_agent__pb2.ReadFileRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_agent__pb2.ReadFileResponse.SerializeToString,
+            ),
+            'WriteFile': grpc.stream_stream_rpc_method_handler(
+                    servicer.WriteFile,
+                    request_deserializer=virtd_dot_v1_dot_agent__pb2.WriteFileRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_agent__pb2.WriteFileResponse.SerializeToString,
+            ),
+            'FreezeFilesystems': grpc.unary_unary_rpc_method_handler(
+                    servicer.FreezeFilesystems,
+                    request_deserializer=virtd_dot_v1_dot_agent__pb2.FreezeFilesystemsRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_agent__pb2.FreezeFilesystemsResponse.SerializeToString,
+            ),
+            'ThawFilesystems': grpc.unary_unary_rpc_method_handler(
+                    servicer.ThawFilesystems,
+                    request_deserializer=virtd_dot_v1_dot_agent__pb2.ThawFilesystemsRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_agent__pb2.ThawFilesystemsResponse.SerializeToString,
+            ),
+            'GetOsInfo': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetOsInfo,
+                    request_deserializer=virtd_dot_v1_dot_agent__pb2.GetOsInfoRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_agent__pb2.GetOsInfoResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'virtd.v1.AgentService', rpc_method_handlers)
@@ -75,7 +191,9 @@ def add_AgentServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class AgentService(object):
     """The guest agent. Errors of every method: as for GuestService, and FAILED_PRECONDITION
-    AGENT_NOT_CONFIGURED; UNAVAILABLE AGENT_NOT_READY.
+    AGENT_NOT_CONFIGURED (the guest has no channel for one), AGENT_DISABLED (the agent's own
+    configuration forbids the command), GUEST_FROZEN; UNAVAILABLE AGENT_NOT_READY (none is connected),
+    AGENT_STUCK (connected, and silent). None of these ever delays a call for another guest.
     """
 
     @staticmethod
@@ -95,6 +213,168 @@ class AgentService(object):
             '/virtd.v1.AgentService/ExecCommand',
             virtd_dot_v1_dot_agent__pb2.ExecCommandRequest.SerializeToString,
             virtd_dot_v1_dot_agent__pb2.ExecCommandResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExecStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/virtd.v1.AgentService/ExecStream',
+            virtd_dot_v1_dot_agent__pb2.ExecStreamRequest.SerializeToString,
+            virtd_dot_v1_dot_agent__pb2.ExecStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/virtd.v1.AgentService/ReadFile',
+            virtd_dot_v1_dot_agent__pb2.ReadFileRequest.SerializeToString,
+            virtd_dot_v1_dot_agent__pb2.ReadFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteFile(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/virtd.v1.AgentService/WriteFile',
+            virtd_dot_v1_dot_agent__pb2.WriteFileRequest.SerializeToString,
+            virtd_dot_v1_dot_agent__pb2.WriteFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FreezeFilesystems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/virtd.v1.AgentService/FreezeFilesystems',
+            virtd_dot_v1_dot_agent__pb2.FreezeFilesystemsRequest.SerializeToString,
+            virtd_dot_v1_dot_agent__pb2.FreezeFilesystemsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ThawFilesystems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/virtd.v1.AgentService/ThawFilesystems',
+            virtd_dot_v1_dot_agent__pb2.ThawFilesystemsRequest.SerializeToString,
+            virtd_dot_v1_dot_agent__pb2.ThawFilesystemsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetOsInfo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/virtd.v1.AgentService/GetOsInfo',
+            virtd_dot_v1_dot_agent__pb2.GetOsInfoRequest.SerializeToString,
+            virtd_dot_v1_dot_agent__pb2.GetOsInfoResponse.FromString,
             options,
             channel_credentials,
             insecure,

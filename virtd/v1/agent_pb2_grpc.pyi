@@ -28,7 +28,9 @@ GRPC_VERSION: str
 
 class AgentServiceStub:
     """The guest agent. Errors of every method: as for GuestService, and FAILED_PRECONDITION
-    AGENT_NOT_CONFIGURED; UNAVAILABLE AGENT_NOT_READY.
+    AGENT_NOT_CONFIGURED (the guest has no channel for one), AGENT_DISABLED (the agent's own
+    configuration forbids the command), GUEST_FROZEN; UNAVAILABLE AGENT_NOT_READY (none is connected),
+    AGENT_STUCK (connected, and silent). None of these ever delays a call for another guest.
     """
 
     @_typing.overload
@@ -37,26 +39,82 @@ class AgentServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AgentServiceAsyncStub: ...
     ExecCommand: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ExecCommandRequest, _agent_pb2.ExecCommandResponse]
     """Runs a command in the guest and waits for its end. Errors: DEADLINE_EXCEEDED DEADLINE_EXCEEDED
-    when it still runs after `timeout_s` (it then runs on in the guest); INVALID_ARGUMENT
-    FIELD_INVALID when the guest has no such program.
+    when it runs longer than `timeout_s`: it is then ended in the guest, and the metadatum `killed`
+    says whether that worked; INVALID_ARGUMENT FIELD_INVALID when the guest has no such program.
     """
+    ExecStream: _grpc.StreamStreamMultiCallable[_agent_pb2.ExecStreamRequest, _agent_pb2.ExecStreamResponse]
+    """Runs a command whose output comes while it runs, and which may be given input. The first request
+    must be `start`. The command ends with the stream: a caller who cancels, or goes away, ends it in
+    the guest. Errors: as for ExecCommand; RESOURCE_EXHAUSTED LIMIT_EXCEEDED when it writes more than
+    64 MiB to one channel.
+    """
+    ReadFile: _grpc.UnaryStreamMultiCallable[_agent_pb2.ReadFileRequest, _agent_pb2.ReadFileResponse]
+    """Reads a file of the guest. Errors: NOT_FOUND AGENT_FILE_NOT_FOUND; FAILED_PRECONDITION
+    AGENT_FILE_REFUSED (a directory, a device, no permission); RESOURCE_EXHAUSTED
+    AGENT_FILE_TOO_LARGE, before the first byte where the size is known.
+    """
+    WriteFile: _grpc.StreamStreamMultiCallable[_agent_pb2.WriteFileRequest, _agent_pb2.WriteFileResponse]
+    """Writes a file of the guest. The first request must be `start`; the file is complete when the
+    caller half-closes the stream, and the only response then says so. A stream that breaks before
+    leaves the old file as it was, where the response would have said `atomic`. Errors: as for ReadFile.
+    """
+    FreezeFilesystems: _grpc.UnaryUnaryMultiCallable[_agent_pb2.FreezeFilesystemsRequest, _agent_pb2.FreezeFilesystemsResponse]
+    """Makes the guest write its file systems out and hold all writes, for a copy of its disks from
+    outside. virtd thaws them when `timeout_s` is over, also after it was killed and started again.
+    Repeated, it begins the time anew. Errors: FAILED_PRECONDITION AGENT_FREEZE_FAILED; ABORTED
+    OPERATION_IN_PROGRESS while an operation works on the guest.
+    """
+    ThawFilesystems: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ThawFilesystemsRequest, _agent_pb2.ThawFilesystemsResponse]
+    """Lets the guest write again. A guest that is not frozen is left as it is, which is no error."""
+    GetOsInfo: _grpc.UnaryUnaryMultiCallable[_agent_pb2.GetOsInfoRequest, _agent_pb2.GetOsInfoResponse]
+    """What the guest's system says of itself."""
 
 @_typing.type_check_only
 class AgentServiceAsyncStub(AgentServiceStub):
     """The guest agent. Errors of every method: as for GuestService, and FAILED_PRECONDITION
-    AGENT_NOT_CONFIGURED; UNAVAILABLE AGENT_NOT_READY.
+    AGENT_NOT_CONFIGURED (the guest has no channel for one), AGENT_DISABLED (the agent's own
+    configuration forbids the command), GUEST_FROZEN; UNAVAILABLE AGENT_NOT_READY (none is connected),
+    AGENT_STUCK (connected, and silent). None of these ever delays a call for another guest.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ExecCommand: _aio.UnaryUnaryMultiCallable[_agent_pb2.ExecCommandRequest, _agent_pb2.ExecCommandResponse]  # type: ignore[assignment]
     """Runs a command in the guest and waits for its end. Errors: DEADLINE_EXCEEDED DEADLINE_EXCEEDED
-    when it still runs after `timeout_s` (it then runs on in the guest); INVALID_ARGUMENT
-    FIELD_INVALID when the guest has no such program.
+    when it runs longer than `timeout_s`: it is then ended in the guest, and the metadatum `killed`
+    says whether that worked; INVALID_ARGUMENT FIELD_INVALID when the guest has no such program.
     """
+    ExecStream: _aio.StreamStreamMultiCallable[_agent_pb2.ExecStreamRequest, _agent_pb2.ExecStreamResponse]  # type: ignore[assignment]
+    """Runs a command whose output comes while it runs, and which may be given input. The first request
+    must be `start`. The command ends with the stream: a caller who cancels, or goes away, ends it in
+    the guest. Errors: as for ExecCommand; RESOURCE_EXHAUSTED LIMIT_EXCEEDED when it writes more than
+    64 MiB to one channel.
+    """
+    ReadFile: _aio.UnaryStreamMultiCallable[_agent_pb2.ReadFileRequest, _agent_pb2.ReadFileResponse]  # type: ignore[assignment]
+    """Reads a file of the guest. Errors: NOT_FOUND AGENT_FILE_NOT_FOUND; FAILED_PRECONDITION
+    AGENT_FILE_REFUSED (a directory, a device, no permission); RESOURCE_EXHAUSTED
+    AGENT_FILE_TOO_LARGE, before the first byte where the size is known.
+    """
+    WriteFile: _aio.StreamStreamMultiCallable[_agent_pb2.WriteFileRequest, _agent_pb2.WriteFileResponse]  # type: ignore[assignment]
+    """Writes a file of the guest. The first request must be `start`; the file is complete when the
+    caller half-closes the stream, and the only response then says so. A stream that breaks before
+    leaves the old file as it was, where the response would have said `atomic`. Errors: as for ReadFile.
+    """
+    FreezeFilesystems: _aio.UnaryUnaryMultiCallable[_agent_pb2.FreezeFilesystemsRequest, _agent_pb2.FreezeFilesystemsResponse]  # type: ignore[assignment]
+    """Makes the guest write its file systems out and hold all writes, for a copy of its disks from
+    outside. virtd thaws them when `timeout_s` is over, also after it was killed and started again.
+    Repeated, it begins the time anew. Errors: FAILED_PRECONDITION AGENT_FREEZE_FAILED; ABORTED
+    OPERATION_IN_PROGRESS while an operation works on the guest.
+    """
+    ThawFilesystems: _aio.UnaryUnaryMultiCallable[_agent_pb2.ThawFilesystemsRequest, _agent_pb2.ThawFilesystemsResponse]  # type: ignore[assignment]
+    """Lets the guest write again. A guest that is not frozen is left as it is, which is no error."""
+    GetOsInfo: _aio.UnaryUnaryMultiCallable[_agent_pb2.GetOsInfoRequest, _agent_pb2.GetOsInfoResponse]  # type: ignore[assignment]
+    """What the guest's system says of itself."""
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     """The guest agent. Errors of every method: as for GuestService, and FAILED_PRECONDITION
-    AGENT_NOT_CONFIGURED; UNAVAILABLE AGENT_NOT_READY.
+    AGENT_NOT_CONFIGURED (the guest has no channel for one), AGENT_DISABLED (the agent's own
+    configuration forbids the command), GUEST_FROZEN; UNAVAILABLE AGENT_NOT_READY (none is connected),
+    AGENT_STUCK (connected, and silent). None of these ever delays a call for another guest.
     """
 
     @_abc_1.abstractmethod
@@ -66,8 +124,70 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.ExecCommandResponse, _abc.Awaitable[_agent_pb2.ExecCommandResponse]]:
         """Runs a command in the guest and waits for its end. Errors: DEADLINE_EXCEEDED DEADLINE_EXCEEDED
-        when it still runs after `timeout_s` (it then runs on in the guest); INVALID_ARGUMENT
-        FIELD_INVALID when the guest has no such program.
+        when it runs longer than `timeout_s`: it is then ended in the guest, and the metadatum `killed`
+        says whether that worked; INVALID_ARGUMENT FIELD_INVALID when the guest has no such program.
         """
+
+    @_abc_1.abstractmethod
+    def ExecStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_agent_pb2.ExecStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_pb2.ExecStreamResponse], _abc.AsyncIterator[_agent_pb2.ExecStreamResponse]]:
+        """Runs a command whose output comes while it runs, and which may be given input. The first request
+        must be `start`. The command ends with the stream: a caller who cancels, or goes away, ends it in
+        the guest. Errors: as for ExecCommand; RESOURCE_EXHAUSTED LIMIT_EXCEEDED when it writes more than
+        64 MiB to one channel.
+        """
+
+    @_abc_1.abstractmethod
+    def ReadFile(
+        self,
+        request: _agent_pb2.ReadFileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_pb2.ReadFileResponse], _abc.AsyncIterator[_agent_pb2.ReadFileResponse]]:
+        """Reads a file of the guest. Errors: NOT_FOUND AGENT_FILE_NOT_FOUND; FAILED_PRECONDITION
+        AGENT_FILE_REFUSED (a directory, a device, no permission); RESOURCE_EXHAUSTED
+        AGENT_FILE_TOO_LARGE, before the first byte where the size is known.
+        """
+
+    @_abc_1.abstractmethod
+    def WriteFile(
+        self,
+        request_iterator: _MaybeAsyncIterator[_agent_pb2.WriteFileRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_pb2.WriteFileResponse], _abc.AsyncIterator[_agent_pb2.WriteFileResponse]]:
+        """Writes a file of the guest. The first request must be `start`; the file is complete when the
+        caller half-closes the stream, and the only response then says so. A stream that breaks before
+        leaves the old file as it was, where the response would have said `atomic`. Errors: as for ReadFile.
+        """
+
+    @_abc_1.abstractmethod
+    def FreezeFilesystems(
+        self,
+        request: _agent_pb2.FreezeFilesystemsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.FreezeFilesystemsResponse, _abc.Awaitable[_agent_pb2.FreezeFilesystemsResponse]]:
+        """Makes the guest write its file systems out and hold all writes, for a copy of its disks from
+        outside. virtd thaws them when `timeout_s` is over, also after it was killed and started again.
+        Repeated, it begins the time anew. Errors: FAILED_PRECONDITION AGENT_FREEZE_FAILED; ABORTED
+        OPERATION_IN_PROGRESS while an operation works on the guest.
+        """
+
+    @_abc_1.abstractmethod
+    def ThawFilesystems(
+        self,
+        request: _agent_pb2.ThawFilesystemsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.ThawFilesystemsResponse, _abc.Awaitable[_agent_pb2.ThawFilesystemsResponse]]:
+        """Lets the guest write again. A guest that is not frozen is left as it is, which is no error."""
+
+    @_abc_1.abstractmethod
+    def GetOsInfo(
+        self,
+        request: _agent_pb2.GetOsInfoRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.GetOsInfoResponse, _abc.Awaitable[_agent_pb2.GetOsInfoResponse]]:
+        """What the guest's system says of itself."""
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

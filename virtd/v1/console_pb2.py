@@ -22,35 +22,54 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16virtd/v1/console.proto\x12\x08virtd.v1\"[\n\x14\x41ttachConsoleRequest\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x16.virtd.v1.ConsoleStartH\x00\x12\x0f\n\x05input\x18\x02 \x01(\x0cH\x00\x42\t\n\x07request\"O\n\x0c\x43onsoleStart\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tread_only\x18\x02 \x01(\x08\x12\x13\n\x06offset\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\t\n\x07_offset\"\xa8\x01\n\x15\x41ttachConsoleResponse\x12-\n\x08\x61ttached\x18\x01 \x01(\x0b\x32\x19.virtd.v1.ConsoleAttachedH\x00\x12)\n\x06output\x18\x02 \x01(\x0b\x32\x17.virtd.v1.ConsoleOutputH\x00\x12)\n\x06notice\x18\x03 \x01(\x0b\x32\x17.virtd.v1.ConsoleNoticeH\x00\x42\n\n\x08response\"4\n\x0f\x43onsoleAttached\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x11\n\ttruncated\x18\x02 \x01(\x08\"-\n\rConsoleOutput\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x1d\n\rConsoleNotice\x12\x0c\n\x04kind\x18\x01 \x01(\t\"X\n\x15ReadConsoleLogRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x06offset\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x11\n\tmax_bytes\x18\x03 \x01(\rB\t\n\x07_offset\"K\n\x16ReadConsoleLogResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x13\n\x0bnext_offset\x18\x03 \x01(\x04\"%\n\x15TakeScreenshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x16TakeScreenshotResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x11\n\tmime_type\x18\x02 \x01(\t2\x90\x02\n\x0e\x43onsoleService\x12T\n\rAttachConsole\x12\x1e.virtd.v1.AttachConsoleRequest\x1a\x1f.virtd.v1.AttachConsoleResponse(\x01\x30\x01\x12S\n\x0eReadConsoleLog\x12\x1f.virtd.v1.ReadConsoleLogRequest\x1a .virtd.v1.ReadConsoleLogResponse\x12S\n\x0eTakeScreenshot\x12\x1f.virtd.v1.TakeScreenshotRequest\x1a .virtd.v1.TakeScreenshotResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16virtd/v1/console.proto\x12\x08virtd.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaf\x01\n\x14\x41ttachConsoleRequest\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x16.virtd.v1.ConsoleStartH\x00\x12\x0f\n\x05input\x18\x02 \x01(\x0cH\x00\x12%\n\x04take\x18\x03 \x01(\x0b\x32\x15.virtd.v1.ConsoleTakeH\x00\x12+\n\x07release\x18\x04 \x01(\x0b\x32\x18.virtd.v1.ConsoleReleaseH\x00\x42\t\n\x07request\"]\n\x0c\x43onsoleStart\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tread_only\x18\x02 \x01(\x08\x12\x13\n\x06offset\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04take\x18\x04 \x01(\x08\x42\t\n\x07_offset\"\r\n\x0b\x43onsoleTake\"\x10\n\x0e\x43onsoleRelease\"\xa8\x01\n\x15\x41ttachConsoleResponse\x12-\n\x08\x61ttached\x18\x01 \x01(\x0b\x32\x19.virtd.v1.ConsoleAttachedH\x00\x12)\n\x06output\x18\x02 \x01(\x0b\x32\x17.virtd.v1.ConsoleOutputH\x00\x12)\n\x06notice\x18\x03 \x01(\x0b\x32\x17.virtd.v1.ConsoleNoticeH\x00\x42\n\n\x08response\"D\n\x0f\x43onsoleAttached\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x11\n\ttruncated\x18\x02 \x01(\x08\x12\x0e\n\x06writer\x18\x03 \x01(\t\"-\n\rConsoleOutput\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"-\n\rConsoleNotice\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x02 \x01(\t\"X\n\x15ReadConsoleLogRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x06offset\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x11\n\tmax_bytes\x18\x03 \x01(\rB\t\n\x07_offset\"t\n\x16ReadConsoleLogResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x13\n\x0bnext_offset\x18\x03 \x01(\x04\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12\x14\n\x0cstart_offset\x18\x05 \x01(\x04\"G\n\x17\x46ollowConsoleLogRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x06offset\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\t\n\x07_offset\"\xab\x01\n\x18\x46ollowConsoleLogResponse\x12-\n\x08\x61ttached\x18\x01 \x01(\x0b\x32\x19.virtd.v1.ConsoleAttachedH\x00\x12)\n\x06output\x18\x02 \x01(\x0b\x32\x17.virtd.v1.ConsoleOutputH\x00\x12)\n\x06notice\x18\x03 \x01(\x0b\x32\x17.virtd.v1.ConsoleNoticeH\x00\x42\n\n\x08response\"^\n\x1a\x43reateConsoleTicketRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x04kind\x18\x02 \x01(\x0e\x32\x15.virtd.v1.ConsoleKind\x12\r\n\x05ttl_s\x18\x03 \x01(\x01\"\x80\x01\n\x1b\x43reateConsoleTicketResponse\x12\x0e\n\x06ticket\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08protocol\x18\x03 \x01(\t\x12\x0e\n\x06method\x18\x04 \x01(\t\"D\n\x15\x41ttachGraphicsRequest\x12\x10\n\x06ticket\x18\x01 \x01(\tH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\t\n\x07request\"&\n\x16\x41ttachGraphicsResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"%\n\x15TakeScreenshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x16TakeScreenshotResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x11\n\tmime_type\x18\x02 \x01(\t*G\n\x0b\x43onsoleKind\x12\x1c\n\x18\x43ONSOLE_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43ONSOLE_KIND_GRAPHICAL\x10\x01\x32\xaa\x04\n\x0e\x43onsoleService\x12T\n\rAttachConsole\x12\x1e.virtd.v1.AttachConsoleRequest\x1a\x1f.virtd.v1.AttachConsoleResponse(\x01\x30\x01\x12S\n\x0eReadConsoleLog\x12\x1f.virtd.v1.ReadConsoleLogRequest\x1a .virtd.v1.ReadConsoleLogResponse\x12[\n\x10\x46ollowConsoleLog\x12!.virtd.v1.FollowConsoleLogRequest\x1a\".virtd.v1.FollowConsoleLogResponse0\x01\x12\x62\n\x13\x43reateConsoleTicket\x12$.virtd.v1.CreateConsoleTicketRequest\x1a%.virtd.v1.CreateConsoleTicketResponse\x12W\n\x0e\x41ttachGraphics\x12\x1f.virtd.v1.AttachGraphicsRequest\x1a .virtd.v1.AttachGraphicsResponse(\x01\x30\x01\x12S\n\x0eTakeScreenshot\x12\x1f.virtd.v1.TakeScreenshotRequest\x1a .virtd.v1.TakeScreenshotResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'virtd.v1.console_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ATTACHCONSOLEREQUEST']._serialized_start=36
-  _globals['_ATTACHCONSOLEREQUEST']._serialized_end=127
-  _globals['_CONSOLESTART']._serialized_start=129
-  _globals['_CONSOLESTART']._serialized_end=208
-  _globals['_ATTACHCONSOLERESPONSE']._serialized_start=211
-  _globals['_ATTACHCONSOLERESPONSE']._serialized_end=379
-  _globals['_CONSOLEATTACHED']._serialized_start=381
-  _globals['_CONSOLEATTACHED']._serialized_end=433
-  _globals['_CONSOLEOUTPUT']._serialized_start=435
-  _globals['_CONSOLEOUTPUT']._serialized_end=480
-  _globals['_CONSOLENOTICE']._serialized_start=482
-  _globals['_CONSOLENOTICE']._serialized_end=511
-  _globals['_READCONSOLELOGREQUEST']._serialized_start=513
-  _globals['_READCONSOLELOGREQUEST']._serialized_end=601
-  _globals['_READCONSOLELOGRESPONSE']._serialized_start=603
-  _globals['_READCONSOLELOGRESPONSE']._serialized_end=678
-  _globals['_TAKESCREENSHOTREQUEST']._serialized_start=680
-  _globals['_TAKESCREENSHOTREQUEST']._serialized_end=717
-  _globals['_TAKESCREENSHOTRESPONSE']._serialized_start=719
-  _globals['_TAKESCREENSHOTRESPONSE']._serialized_end=776
-  _globals['_CONSOLESERVICE']._serialized_start=779
-  _globals['_CONSOLESERVICE']._serialized_end=1051
+  _globals['_CONSOLEKIND']._serialized_start=1600
+  _globals['_CONSOLEKIND']._serialized_end=1671
+  _globals['_ATTACHCONSOLEREQUEST']._serialized_start=70
+  _globals['_ATTACHCONSOLEREQUEST']._serialized_end=245
+  _globals['_CONSOLESTART']._serialized_start=247
+  _globals['_CONSOLESTART']._serialized_end=340
+  _globals['_CONSOLETAKE']._serialized_start=342
+  _globals['_CONSOLETAKE']._serialized_end=355
+  _globals['_CONSOLERELEASE']._serialized_start=357
+  _globals['_CONSOLERELEASE']._serialized_end=373
+  _globals['_ATTACHCONSOLERESPONSE']._serialized_start=376
+  _globals['_ATTACHCONSOLERESPONSE']._serialized_end=544
+  _globals['_CONSOLEATTACHED']._serialized_start=546
+  _globals['_CONSOLEATTACHED']._serialized_end=614
+  _globals['_CONSOLEOUTPUT']._serialized_start=616
+  _globals['_CONSOLEOUTPUT']._serialized_end=661
+  _globals['_CONSOLENOTICE']._serialized_start=663
+  _globals['_CONSOLENOTICE']._serialized_end=708
+  _globals['_READCONSOLELOGREQUEST']._serialized_start=710
+  _globals['_READCONSOLELOGREQUEST']._serialized_end=798
+  _globals['_READCONSOLELOGRESPONSE']._serialized_start=800
+  _globals['_READCONSOLELOGRESPONSE']._serialized_end=916
+  _globals['_FOLLOWCONSOLELOGREQUEST']._serialized_start=918
+  _globals['_FOLLOWCONSOLELOGREQUEST']._serialized_end=989
+  _globals['_FOLLOWCONSOLELOGRESPONSE']._serialized_start=992
+  _globals['_FOLLOWCONSOLELOGRESPONSE']._serialized_end=1163
+  _globals['_CREATECONSOLETICKETREQUEST']._serialized_start=1165
+  _globals['_CREATECONSOLETICKETREQUEST']._serialized_end=1259
+  _globals['_CREATECONSOLETICKETRESPONSE']._serialized_start=1262
+  _globals['_CREATECONSOLETICKETRESPONSE']._serialized_end=1390
+  _globals['_ATTACHGRAPHICSREQUEST']._serialized_start=1392
+  _globals['_ATTACHGRAPHICSREQUEST']._serialized_end=1460
+  _globals['_ATTACHGRAPHICSRESPONSE']._serialized_start=1462
+  _globals['_ATTACHGRAPHICSRESPONSE']._serialized_end=1500
+  _globals['_TAKESCREENSHOTREQUEST']._serialized_start=1502
+  _globals['_TAKESCREENSHOTREQUEST']._serialized_end=1539
+  _globals['_TAKESCREENSHOTRESPONSE']._serialized_start=1541
+  _globals['_TAKESCREENSHOTRESPONSE']._serialized_end=1598
+  _globals['_CONSOLESERVICE']._serialized_start=1674
+  _globals['_CONSOLESERVICE']._serialized_end=2228
 # @@protoc_insertion_point(module_scope)

@@ -45,6 +45,21 @@ class ConsoleServiceStub(object):
                 request_serializer=virtd_dot_v1_dot_console__pb2.ReadConsoleLogRequest.SerializeToString,
                 response_deserializer=virtd_dot_v1_dot_console__pb2.ReadConsoleLogResponse.FromString,
                 _registered_method=True)
+        self.FollowConsoleLog = channel.unary_stream(
+                '/virtd.v1.ConsoleService/FollowConsoleLog',
+                request_serializer=virtd_dot_v1_dot_console__pb2.FollowConsoleLogRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_console__pb2.FollowConsoleLogResponse.FromString,
+                _registered_method=True)
+        self.CreateConsoleTicket = channel.unary_unary(
+                '/virtd.v1.ConsoleService/CreateConsoleTicket',
+                request_serializer=virtd_dot_v1_dot_console__pb2.CreateConsoleTicketRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_console__pb2.CreateConsoleTicketResponse.FromString,
+                _registered_method=True)
+        self.AttachGraphics = channel.stream_stream(
+                '/virtd.v1.ConsoleService/AttachGraphics',
+                request_serializer=virtd_dot_v1_dot_console__pb2.AttachGraphicsRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_console__pb2.AttachGraphicsResponse.FromString,
+                _registered_method=True)
         self.TakeScreenshot = channel.unary_unary(
                 '/virtd.v1.ConsoleService/TakeScreenshot',
                 request_serializer=virtd_dot_v1_dot_console__pb2.TakeScreenshotRequest.SerializeToString,
@@ -58,16 +73,42 @@ class ConsoleServiceServicer(object):
 
     def AttachConsole(self, request_iterator, context):
         """Attaches to the serial console. The first request must be `start`; then `input`. Several clients
-        share a console: all read, and each that is not `read_only` writes. The stream goes on over a
-        restart of the guest. Errors: FAILED_PRECONDITION CAPABILITY_UNSUPPORTED.
+        share a console: all read, and each that is not `read_only` writes, unless one of them has taken
+        the right to write for itself (`take`). The stream goes on over a restart of the guest. Errors:
+        FAILED_PRECONDITION CAPABILITY_UNSUPPORTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReadConsoleLog(self, request, context):
-        """The tail of what the console printed, from virtd's ring buffer. The buffer fills while virtd has
-        the console open, which it has for every running managed guest.
+        """What the console printed, from virtd's log of it, which survives the daemon and is as long as
+        `consoles.log_max_bytes`. It fills while virtd has the console open, which it has for every
+        running managed guest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FollowConsoleLog(self, request, context):
+        """The same, and then what the console prints from now on, until the caller cancels.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateConsoleTicket(self, request, context):
+        """Makes a ticket that opens one connection to a console, within a short time, for a viewer that is
+        to know nothing else. Errors: FAILED_PRECONDITION INVALID_STATE, CAPABILITY_UNSUPPORTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AttachGraphics(self, request_iterator, context):
+        """Relays a graphical console: the bytes of its protocol, both ways. The first request must be
+        `ticket`, which is used up by it. Ends when the guest stops. Errors: PERMISSION_DENIED
+        CONSOLE_TICKET_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,6 +133,21 @@ def add_ConsoleServiceServicer_to_server(servicer, server):
                     servicer.ReadConsoleLog,
                     request_deserializer=virtd_dot_v1_dot_console__pb2.ReadConsoleLogRequest.FromString,
                     response_serializer=virtd_dot_v1_dot_console__pb2.ReadConsoleLogResponse.SerializeToString,
+            ),
+            'FollowConsoleLog': grpc.unary_stream_rpc_method_handler(
+                    servicer.FollowConsoleLog,
+                    request_deserializer=virtd_dot_v1_dot_console__pb2.FollowConsoleLogRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_console__pb2.FollowConsoleLogResponse.SerializeToString,
+            ),
+            'CreateConsoleTicket': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateConsoleTicket,
+                    request_deserializer=virtd_dot_v1_dot_console__pb2.CreateConsoleTicketRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_console__pb2.CreateConsoleTicketResponse.SerializeToString,
+            ),
+            'AttachGraphics': grpc.stream_stream_rpc_method_handler(
+                    servicer.AttachGraphics,
+                    request_deserializer=virtd_dot_v1_dot_console__pb2.AttachGraphicsRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_console__pb2.AttachGraphicsResponse.SerializeToString,
             ),
             'TakeScreenshot': grpc.unary_unary_rpc_method_handler(
                     servicer.TakeScreenshot,
@@ -154,6 +210,87 @@ class ConsoleService(object):
             '/virtd.v1.ConsoleService/ReadConsoleLog',
             virtd_dot_v1_dot_console__pb2.ReadConsoleLogRequest.SerializeToString,
             virtd_dot_v1_dot_console__pb2.ReadConsoleLogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FollowConsoleLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/virtd.v1.ConsoleService/FollowConsoleLog',
+            virtd_dot_v1_dot_console__pb2.FollowConsoleLogRequest.SerializeToString,
+            virtd_dot_v1_dot_console__pb2.FollowConsoleLogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateConsoleTicket(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/virtd.v1.ConsoleService/CreateConsoleTicket',
+            virtd_dot_v1_dot_console__pb2.CreateConsoleTicketRequest.SerializeToString,
+            virtd_dot_v1_dot_console__pb2.CreateConsoleTicketResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AttachGraphics(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/virtd.v1.ConsoleService/AttachGraphics',
+            virtd_dot_v1_dot_console__pb2.AttachGraphicsRequest.SerializeToString,
+            virtd_dot_v1_dot_console__pb2.AttachGraphicsResponse.FromString,
             options,
             channel_credentials,
             insecure,

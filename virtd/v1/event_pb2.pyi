@@ -51,6 +51,12 @@ class _EventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventType.V
     """A snapshot was taken; the resource is the snapshot's name."""
     EVENT_TYPE_SNAPSHOT_REMOVED: _EventType.ValueType  # 10
     """A snapshot was deleted."""
+    EVENT_TYPE_GUEST_REBOOTED: _EventType.ValueType  # 30
+    """A guest rebooted or was reset: it began to boot anew without having been stopped."""
+    EVENT_TYPE_GUEST_WATCHDOG: _EventType.ValueType  # 31
+    """A guest's watchdog was not fed; attributes `reason` (WATCHDOG) and `action` (what was done: RESET, PAUSE ...)."""
+    EVENT_TYPE_SCHEDULE_RUN: _EventType.ValueType  # 40
+    """A schedule's run began or ended; attributes `state` (RUNNING, SUCCEEDED, FAILED) and `reason`."""
 
 class EventType(_EventType, metaclass=_EventTypeEnumTypeWrapper):
     """What happened."""
@@ -77,6 +83,12 @@ EVENT_TYPE_SNAPSHOT_ADDED: EventType.ValueType  # 9
 """A snapshot was taken; the resource is the snapshot's name."""
 EVENT_TYPE_SNAPSHOT_REMOVED: EventType.ValueType  # 10
 """A snapshot was deleted."""
+EVENT_TYPE_GUEST_REBOOTED: EventType.ValueType  # 30
+"""A guest rebooted or was reset: it began to boot anew without having been stopped."""
+EVENT_TYPE_GUEST_WATCHDOG: EventType.ValueType  # 31
+"""A guest's watchdog was not fed; attributes `reason` (WATCHDOG) and `action` (what was done: RESET, PAUSE ...)."""
+EVENT_TYPE_SCHEDULE_RUN: EventType.ValueType  # 40
+"""A schedule's run began or ended; attributes `state` (RUNNING, SUCCEEDED, FAILED) and `reason`."""
 Global___EventType: _TypeAlias = EventType  # noqa: Y015
 
 @_typing.final

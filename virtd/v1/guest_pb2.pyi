@@ -160,7 +160,7 @@ class _FirmwareEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Firmware.Val
     FIRMWARE_BIOS: _Firmware.ValueType  # 1
     """Legacy BIOS."""
     FIRMWARE_UEFI: _Firmware.ValueType  # 2
-    """UEFI without secure boot."""
+    """UEFI; secure boot only where `secure_boot` asks for it."""
 
 class Firmware(_Firmware, metaclass=_FirmwareEnumTypeWrapper):
     """Firmware of a guest."""
@@ -170,7 +170,7 @@ FIRMWARE_UNSPECIFIED: Firmware.ValueType  # 0
 FIRMWARE_BIOS: Firmware.ValueType  # 1
 """Legacy BIOS."""
 FIRMWARE_UEFI: Firmware.ValueType  # 2
-"""UEFI without secure boot."""
+"""UEFI; secure boot only where `secure_boot` asks for it."""
 Global___Firmware: _TypeAlias = Firmware  # noqa: Y015
 
 class _DiskFormat:
@@ -281,6 +281,302 @@ INTERFACE_KIND_BRIDGE: InterfaceKind.ValueType  # 3
 """A bridge device of the host, by name."""
 Global___InterfaceKind: _TypeAlias = InterfaceKind  # noqa: Y015
 
+class _DiskCache:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DiskCacheEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DiskCache.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DISK_CACHE_UNSPECIFIED: _DiskCache.ValueType  # 0
+    """The hypervisor's default."""
+    DISK_CACHE_NONE: _DiskCache.ValueType  # 1
+    """No cache of the host; needs a file system with direct I/O."""
+    DISK_CACHE_WRITEBACK: _DiskCache.ValueType  # 2
+    """Cached by the host; the guest's flushes are obeyed."""
+    DISK_CACHE_WRITETHROUGH: _DiskCache.ValueType  # 3
+    """Cached for reading; every write reaches the disk before it is reported as done."""
+    DISK_CACHE_DIRECTSYNC: _DiskCache.ValueType  # 4
+    """As NONE, and every write reaches the disk before it is reported as done."""
+    DISK_CACHE_UNSAFE: _DiskCache.ValueType  # 5
+    """The guest's flushes are ignored: a crash of the host loses data."""
+
+class DiskCache(_DiskCache, metaclass=_DiskCacheEnumTypeWrapper):
+    """How the host caches a disk's writes."""
+
+DISK_CACHE_UNSPECIFIED: DiskCache.ValueType  # 0
+"""The hypervisor's default."""
+DISK_CACHE_NONE: DiskCache.ValueType  # 1
+"""No cache of the host; needs a file system with direct I/O."""
+DISK_CACHE_WRITEBACK: DiskCache.ValueType  # 2
+"""Cached by the host; the guest's flushes are obeyed."""
+DISK_CACHE_WRITETHROUGH: DiskCache.ValueType  # 3
+"""Cached for reading; every write reaches the disk before it is reported as done."""
+DISK_CACHE_DIRECTSYNC: DiskCache.ValueType  # 4
+"""As NONE, and every write reaches the disk before it is reported as done."""
+DISK_CACHE_UNSAFE: DiskCache.ValueType  # 5
+"""The guest's flushes are ignored: a crash of the host loses data."""
+Global___DiskCache: _TypeAlias = DiskCache  # noqa: Y015
+
+class _LinkState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LinkStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LinkState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LINK_STATE_UNSPECIFIED: _LinkState.ValueType  # 0
+    """UP."""
+    LINK_STATE_UP: _LinkState.ValueType  # 1
+    """Plugged in."""
+    LINK_STATE_DOWN: _LinkState.ValueType  # 2
+    """Unplugged."""
+
+class LinkState(_LinkState, metaclass=_LinkStateEnumTypeWrapper):
+    """Whether a cable is plugged in."""
+
+LINK_STATE_UNSPECIFIED: LinkState.ValueType  # 0
+"""UP."""
+LINK_STATE_UP: LinkState.ValueType  # 1
+"""Plugged in."""
+LINK_STATE_DOWN: LinkState.ValueType  # 2
+"""Unplugged."""
+Global___LinkState: _TypeAlias = LinkState  # noqa: Y015
+
+class _PortProtocol:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PortProtocolEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PortProtocol.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PORT_PROTOCOL_UNSPECIFIED: _PortProtocol.ValueType  # 0
+    """TCP."""
+    PORT_PROTOCOL_TCP: _PortProtocol.ValueType  # 1
+    """TCP."""
+    PORT_PROTOCOL_UDP: _PortProtocol.ValueType  # 2
+    """UDP."""
+
+class PortProtocol(_PortProtocol, metaclass=_PortProtocolEnumTypeWrapper):
+    """Transport protocol of a forwarded port."""
+
+PORT_PROTOCOL_UNSPECIFIED: PortProtocol.ValueType  # 0
+"""TCP."""
+PORT_PROTOCOL_TCP: PortProtocol.ValueType  # 1
+"""TCP."""
+PORT_PROTOCOL_UDP: PortProtocol.ValueType  # 2
+"""UDP."""
+Global___PortProtocol: _TypeAlias = PortProtocol  # noqa: Y015
+
+class _CpuFeaturePolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CpuFeaturePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CpuFeaturePolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CPU_FEATURE_POLICY_UNSPECIFIED: _CpuFeaturePolicy.ValueType  # 0
+    """REQUIRE."""
+    CPU_FEATURE_POLICY_REQUIRE: _CpuFeaturePolicy.ValueType  # 1
+    """The guest has it; rejected where the host cannot give it."""
+    CPU_FEATURE_POLICY_DISABLE: _CpuFeaturePolicy.ValueType  # 2
+    """The guest does not see it."""
+
+class CpuFeaturePolicy(_CpuFeaturePolicy, metaclass=_CpuFeaturePolicyEnumTypeWrapper):
+    """What to do with a feature of the CPU."""
+
+CPU_FEATURE_POLICY_UNSPECIFIED: CpuFeaturePolicy.ValueType  # 0
+"""REQUIRE."""
+CPU_FEATURE_POLICY_REQUIRE: CpuFeaturePolicy.ValueType  # 1
+"""The guest has it; rejected where the host cannot give it."""
+CPU_FEATURE_POLICY_DISABLE: CpuFeaturePolicy.ValueType  # 2
+"""The guest does not see it."""
+Global___CpuFeaturePolicy: _TypeAlias = CpuFeaturePolicy  # noqa: Y015
+
+class _NumaPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NumaPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NumaPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NUMA_POLICY_UNSPECIFIED: _NumaPolicy.ValueType  # 0
+    """STRICT."""
+    NUMA_POLICY_STRICT: _NumaPolicy.ValueType  # 1
+    """From these nodes or not at all."""
+    NUMA_POLICY_PREFERRED: _NumaPolicy.ValueType  # 2
+    """From these nodes if they have some."""
+    NUMA_POLICY_INTERLEAVE: _NumaPolicy.ValueType  # 3
+    """From all of these nodes in turn."""
+
+class NumaPolicy(_NumaPolicy, metaclass=_NumaPolicyEnumTypeWrapper):
+    """How strictly memory comes from the host's NUMA nodes."""
+
+NUMA_POLICY_UNSPECIFIED: NumaPolicy.ValueType  # 0
+"""STRICT."""
+NUMA_POLICY_STRICT: NumaPolicy.ValueType  # 1
+"""From these nodes or not at all."""
+NUMA_POLICY_PREFERRED: NumaPolicy.ValueType  # 2
+"""From these nodes if they have some."""
+NUMA_POLICY_INTERLEAVE: NumaPolicy.ValueType  # 3
+"""From all of these nodes in turn."""
+Global___NumaPolicy: _TypeAlias = NumaPolicy  # noqa: Y015
+
+class _TpmModel:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TpmModelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TpmModel.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TPM_MODEL_UNSPECIFIED: _TpmModel.ValueType  # 0
+    """CRB where the machine has it, else TIS."""
+    TPM_MODEL_TIS: _TpmModel.ValueType  # 1
+    """TIS."""
+    TPM_MODEL_CRB: _TpmModel.ValueType  # 2
+    """CRB."""
+
+class TpmModel(_TpmModel, metaclass=_TpmModelEnumTypeWrapper):
+    """Interface of an emulated TPM."""
+
+TPM_MODEL_UNSPECIFIED: TpmModel.ValueType  # 0
+"""CRB where the machine has it, else TIS."""
+TPM_MODEL_TIS: TpmModel.ValueType  # 1
+"""TIS."""
+TPM_MODEL_CRB: TpmModel.ValueType  # 2
+"""CRB."""
+Global___TpmModel: _TypeAlias = TpmModel  # noqa: Y015
+
+class _WatchdogModel:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WatchdogModelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WatchdogModel.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WATCHDOG_MODEL_UNSPECIFIED: _WatchdogModel.ValueType  # 0
+    """I6300ESB."""
+    WATCHDOG_MODEL_I6300ESB: _WatchdogModel.ValueType  # 1
+    """Intel 6300ESB, on PCI."""
+    WATCHDOG_MODEL_ITCO: _WatchdogModel.ValueType  # 2
+    """iTCO, part of the machine q35."""
+
+class WatchdogModel(_WatchdogModel, metaclass=_WatchdogModelEnumTypeWrapper):
+    """Model of a watchdog."""
+
+WATCHDOG_MODEL_UNSPECIFIED: WatchdogModel.ValueType  # 0
+"""I6300ESB."""
+WATCHDOG_MODEL_I6300ESB: WatchdogModel.ValueType  # 1
+"""Intel 6300ESB, on PCI."""
+WATCHDOG_MODEL_ITCO: WatchdogModel.ValueType  # 2
+"""iTCO, part of the machine q35."""
+Global___WatchdogModel: _TypeAlias = WatchdogModel  # noqa: Y015
+
+class _WatchdogAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WatchdogActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WatchdogAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WATCHDOG_ACTION_UNSPECIFIED: _WatchdogAction.ValueType  # 0
+    """RESET."""
+    WATCHDOG_ACTION_RESET: _WatchdogAction.ValueType  # 1
+    """The guest is reset."""
+    WATCHDOG_ACTION_POWEROFF: _WatchdogAction.ValueType  # 2
+    """The guest's power is cut."""
+    WATCHDOG_ACTION_SHUTDOWN: _WatchdogAction.ValueType  # 3
+    """The guest is asked to shut down."""
+    WATCHDOG_ACTION_PAUSE: _WatchdogAction.ValueType  # 4
+    """The guest is paused."""
+    WATCHDOG_ACTION_NONE: _WatchdogAction.ValueType  # 5
+    """Nothing but an event."""
+
+class WatchdogAction(_WatchdogAction, metaclass=_WatchdogActionEnumTypeWrapper):
+    """What happens when a watchdog is not fed."""
+
+WATCHDOG_ACTION_UNSPECIFIED: WatchdogAction.ValueType  # 0
+"""RESET."""
+WATCHDOG_ACTION_RESET: WatchdogAction.ValueType  # 1
+"""The guest is reset."""
+WATCHDOG_ACTION_POWEROFF: WatchdogAction.ValueType  # 2
+"""The guest's power is cut."""
+WATCHDOG_ACTION_SHUTDOWN: WatchdogAction.ValueType  # 3
+"""The guest is asked to shut down."""
+WATCHDOG_ACTION_PAUSE: WatchdogAction.ValueType  # 4
+"""The guest is paused."""
+WATCHDOG_ACTION_NONE: WatchdogAction.ValueType  # 5
+"""Nothing but an event."""
+Global___WatchdogAction: _TypeAlias = WatchdogAction  # noqa: Y015
+
+class _FilesystemKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FilesystemKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FilesystemKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FILESYSTEM_KIND_UNSPECIFIED: _FilesystemKind.ValueType  # 0
+    """VIRTIOFS."""
+    FILESYSTEM_KIND_VIRTIOFS: _FilesystemKind.ValueType  # 1
+    """virtiofs; needs virtiofsd on the host and shared memory, which it turns on."""
+    FILESYSTEM_KIND_P9: _FilesystemKind.ValueType  # 2
+    """9p over virtio."""
+
+class FilesystemKind(_FilesystemKind, metaclass=_FilesystemKindEnumTypeWrapper):
+    """How a directory of the host is shared."""
+
+FILESYSTEM_KIND_UNSPECIFIED: FilesystemKind.ValueType  # 0
+"""VIRTIOFS."""
+FILESYSTEM_KIND_VIRTIOFS: FilesystemKind.ValueType  # 1
+"""virtiofs; needs virtiofsd on the host and shared memory, which it turns on."""
+FILESYSTEM_KIND_P9: FilesystemKind.ValueType  # 2
+"""9p over virtio."""
+Global___FilesystemKind: _TypeAlias = FilesystemKind  # noqa: Y015
+
+class _SoundModel:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SoundModelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SoundModel.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SOUND_MODEL_UNSPECIFIED: _SoundModel.ValueType  # 0
+    """ICH9."""
+    SOUND_MODEL_ICH9: _SoundModel.ValueType  # 1
+    """Intel HDA of ICH9."""
+    SOUND_MODEL_ICH6: _SoundModel.ValueType  # 2
+    """Intel HDA of ICH6."""
+    SOUND_MODEL_AC97: _SoundModel.ValueType  # 3
+    """AC97."""
+
+class SoundModel(_SoundModel, metaclass=_SoundModelEnumTypeWrapper):
+    """Model of a sound device."""
+
+SOUND_MODEL_UNSPECIFIED: SoundModel.ValueType  # 0
+"""ICH9."""
+SOUND_MODEL_ICH9: SoundModel.ValueType  # 1
+"""Intel HDA of ICH9."""
+SOUND_MODEL_ICH6: SoundModel.ValueType  # 2
+"""Intel HDA of ICH6."""
+SOUND_MODEL_AC97: SoundModel.ValueType  # 3
+"""AC97."""
+Global___SoundModel: _TypeAlias = SoundModel  # noqa: Y015
+
+class _ClockBase:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ClockBaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ClockBase.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CLOCK_BASE_UNSPECIFIED: _ClockBase.ValueType  # 0
+    """UTC."""
+    CLOCK_BASE_UTC: _ClockBase.ValueType  # 1
+    """UTC, as Linux wants it."""
+    CLOCK_BASE_LOCALTIME: _ClockBase.ValueType  # 2
+    """The host's local time, as Windows wants it."""
+
+class ClockBase(_ClockBase, metaclass=_ClockBaseEnumTypeWrapper):
+    """What the guest's clock shows when it starts."""
+
+CLOCK_BASE_UNSPECIFIED: ClockBase.ValueType  # 0
+"""UTC."""
+CLOCK_BASE_UTC: ClockBase.ValueType  # 1
+"""UTC, as Linux wants it."""
+CLOCK_BASE_LOCALTIME: ClockBase.ValueType  # 2
+"""The host's local time, as Windows wants it."""
+Global___ClockBase: _TypeAlias = ClockBase  # noqa: Y015
+
 class _RunStrategy:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -292,13 +588,15 @@ class _RunStrategyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunStrate
     RUN_STRATEGY_MANUAL: _RunStrategy.ValueType  # 1
     """Nobody but the caller."""
     RUN_STRATEGY_ALWAYS: _RunStrategy.ValueType  # 2
-    """virtd starts it whenever it is stopped."""
+    """virtd starts it whenever it is stopped, by whomever; a paused or suspended guest is left alone.
+    StopGuest and ShutdownGuest change the strategy to HALTED.
+    """
     RUN_STRATEGY_HALTED: _RunStrategy.ValueType  # 3
-    """virtd keeps it stopped."""
+    """virtd asks it to shut down whenever it runs. StartGuest changes the strategy to ALWAYS."""
     RUN_STRATEGY_RERUN_ON_FAILURE: _RunStrategy.ValueType  # 4
-    """virtd starts it again after a failure, not after a shutdown."""
+    """virtd starts it again after a failure, not after a shutdown or a stop."""
     RUN_STRATEGY_ONCE: _RunStrategy.ValueType  # 5
-    """Started once, never again."""
+    """virtd starts it once, never again."""
 
 class RunStrategy(_RunStrategy, metaclass=_RunStrategyEnumTypeWrapper):
     """Who decides that a guest runs."""
@@ -308,13 +606,15 @@ RUN_STRATEGY_UNSPECIFIED: RunStrategy.ValueType  # 0
 RUN_STRATEGY_MANUAL: RunStrategy.ValueType  # 1
 """Nobody but the caller."""
 RUN_STRATEGY_ALWAYS: RunStrategy.ValueType  # 2
-"""virtd starts it whenever it is stopped."""
+"""virtd starts it whenever it is stopped, by whomever; a paused or suspended guest is left alone.
+StopGuest and ShutdownGuest change the strategy to HALTED.
+"""
 RUN_STRATEGY_HALTED: RunStrategy.ValueType  # 3
-"""virtd keeps it stopped."""
+"""virtd asks it to shut down whenever it runs. StartGuest changes the strategy to ALWAYS."""
 RUN_STRATEGY_RERUN_ON_FAILURE: RunStrategy.ValueType  # 4
-"""virtd starts it again after a failure, not after a shutdown."""
+"""virtd starts it again after a failure, not after a shutdown or a stop."""
 RUN_STRATEGY_ONCE: RunStrategy.ValueType  # 5
-"""Started once, never again."""
+"""virtd starts it once, never again."""
 Global___RunStrategy: _TypeAlias = RunStrategy  # noqa: Y015
 
 class _ConditionType:
@@ -333,6 +633,12 @@ class _ConditionTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Conditi
     """cloud-init has ended."""
     CONDITION_TYPE_NETWORK_READY: _ConditionType.ValueType  # 4
     """The guest has an address."""
+    CONDITION_TYPE_FILESYSTEMS_FROZEN: _ConditionType.ValueType  # 11
+    """The guest agent holds the file systems frozen; the message says until when, where virtd asked for it."""
+    CONDITION_TYPE_CRASH_LOOP: _ConditionType.ValueType  # 10
+    """virtd's run strategy starts the guest again and again, and waits longer each time. Also set while the
+    guest is down; the message says when it is started next.
+    """
 
 class ConditionType(_ConditionType, metaclass=_ConditionTypeEnumTypeWrapper):
     """Facts about a guest that its state does not tell: running is not ready."""
@@ -347,6 +653,12 @@ CONDITION_TYPE_CLOUD_INIT_DONE: ConditionType.ValueType  # 3
 """cloud-init has ended."""
 CONDITION_TYPE_NETWORK_READY: ConditionType.ValueType  # 4
 """The guest has an address."""
+CONDITION_TYPE_FILESYSTEMS_FROZEN: ConditionType.ValueType  # 11
+"""The guest agent holds the file systems frozen; the message says until when, where virtd asked for it."""
+CONDITION_TYPE_CRASH_LOOP: ConditionType.ValueType  # 10
+"""virtd's run strategy starts the guest again and again, and waits longer each time. Also set while the
+guest is down; the message says when it is started next.
+"""
 Global___ConditionType: _TypeAlias = ConditionType  # noqa: Y015
 
 class _ConditionStatus:
@@ -544,6 +856,48 @@ class HostFileSource(_message.Message):
 Global___HostFileSource: _TypeAlias = HostFileSource  # noqa: Y015
 
 @_typing.final
+class IoTune(_message.Message):
+    """Limits of a disk. 0: none. A total excludes the limits for reading and writing of the same kind."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    READ_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    WRITE_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    TOTAL_REQUESTS_PER_S_FIELD_NUMBER: _builtins.int
+    READ_REQUESTS_PER_S_FIELD_NUMBER: _builtins.int
+    WRITE_REQUESTS_PER_S_FIELD_NUMBER: _builtins.int
+    total_bytes_per_s: _builtins.int
+    """Bytes per second, reading and writing together."""
+    read_bytes_per_s: _builtins.int
+    """Bytes per second, reading."""
+    write_bytes_per_s: _builtins.int
+    """Bytes per second, writing."""
+    total_requests_per_s: _builtins.int
+    """Requests per second, reading and writing together."""
+    read_requests_per_s: _builtins.int
+    """Requests per second, reading."""
+    write_requests_per_s: _builtins.int
+    """Requests per second, writing."""
+    def __init__(
+        self,
+        *,
+        total_bytes_per_s: _builtins.int = ...,
+        read_bytes_per_s: _builtins.int = ...,
+        write_bytes_per_s: _builtins.int = ...,
+        total_requests_per_s: _builtins.int = ...,
+        read_requests_per_s: _builtins.int = ...,
+        write_requests_per_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["read_bytes_per_s", b"read_bytes_per_s", "read_requests_per_s", b"read_requests_per_s", "total_bytes_per_s", b"total_bytes_per_s", "total_requests_per_s", b"total_requests_per_s", "write_bytes_per_s", b"write_bytes_per_s", "write_requests_per_s", b"write_requests_per_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IoTune: _TypeAlias = IoTune  # noqa: Y015
+
+@_typing.final
 class DiskSpec(_message.Message):
     """One disk."""
 
@@ -558,6 +912,10 @@ class DiskSpec(_message.Message):
     DEVICE_FIELD_NUMBER: _builtins.int
     READ_ONLY_FIELD_NUMBER: _builtins.int
     BOOT_ORDER_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
+    IO_TUNE_FIELD_NUMBER: _builtins.int
+    DISCARD_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name within the guest: 1 to 63 lower-case letters, digits, `-`. Required."""
     volume: _builtins.str
@@ -570,6 +928,12 @@ class DiskSpec(_message.Message):
     """Whether the guest cannot write."""
     boot_order: _builtins.int
     """Place in the boot order, 1 first. Absent: not booted from, unless it is the first disk."""
+    cache: Global___DiskCache.ValueType
+    """How the host caches writes."""
+    discard: _builtins.bool
+    """Whether blocks that the guest discards are given back to the host."""
+    serial: _builtins.str
+    """Serial number that the guest sees, at most 20 letters, digits, `_`, `-`; empty: none."""
     @_builtins.property
     def blank(self) -> Global___BlankSource:
         """A new, empty volume."""
@@ -581,6 +945,10 @@ class DiskSpec(_message.Message):
     @_builtins.property
     def host_file(self) -> Global___HostFileSource:
         """A file of the host."""
+
+    @_builtins.property
+    def io_tune(self) -> Global___IoTune:
+        """Limits."""
 
     def __init__(
         self,
@@ -594,10 +962,14 @@ class DiskSpec(_message.Message):
         device: Global___DiskDevice.ValueType = ...,
         read_only: _builtins.bool = ...,
         boot_order: _builtins.int | None = ...,
+        cache: Global___DiskCache.ValueType = ...,
+        io_tune: Global___IoTune | None = ...,
+        discard: _builtins.bool = ...,
+        serial: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_boot_order", b"_boot_order", "blank", b"blank", "boot_order", b"boot_order", "host_file", b"host_file", "image", b"image", "source", b"source", "volume", b"volume"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_boot_order", b"_boot_order", "blank", b"blank", "boot_order", b"boot_order", "host_file", b"host_file", "image", b"image", "io_tune", b"io_tune", "source", b"source", "volume", b"volume"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_boot_order", b"_boot_order", "blank", b"blank", "boot_order", b"boot_order", "bus", b"bus", "device", b"device", "host_file", b"host_file", "image", b"image", "name", b"name", "read_only", b"read_only", "source", b"source", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_boot_order", b"_boot_order", "blank", b"blank", "boot_order", b"boot_order", "bus", b"bus", "cache", b"cache", "device", b"device", "discard", b"discard", "host_file", b"host_file", "image", b"image", "io_tune", b"io_tune", "name", b"name", "read_only", b"read_only", "serial", b"serial", "source", b"source", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__boot_order: _TypeAlias = _typing.Literal["boot_order"]  # noqa: Y015
     _WhichOneofArgType__boot_order: _TypeAlias = _typing.Literal["_boot_order", b"_boot_order"]  # noqa: Y015
@@ -611,6 +983,40 @@ class DiskSpec(_message.Message):
 Global___DiskSpec: _TypeAlias = DiskSpec  # noqa: Y015
 
 @_typing.final
+class PortForward(_message.Message):
+    """A port of the host that leads to a port of the guest; kind USER only."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    HOST_ADDRESS_FIELD_NUMBER: _builtins.int
+    HOST_PORT_FIELD_NUMBER: _builtins.int
+    GUEST_PORT_FIELD_NUMBER: _builtins.int
+    protocol: Global___PortProtocol.ValueType
+    """Protocol; default TCP."""
+    host_address: _builtins.str
+    """Address of the host to listen on; empty: loopback."""
+    host_port: _builtins.int
+    """Port of the host, 1 to 65535. Required."""
+    guest_port: _builtins.int
+    """Port of the guest, 1 to 65535. Required."""
+    def __init__(
+        self,
+        *,
+        protocol: Global___PortProtocol.ValueType = ...,
+        host_address: _builtins.str = ...,
+        host_port: _builtins.int = ...,
+        guest_port: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guest_port", b"guest_port", "host_address", b"host_address", "host_port", b"host_port", "protocol", b"protocol"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PortForward: _TypeAlias = PortForward  # noqa: Y015
+
+@_typing.final
 class InterfaceSpec(_message.Message):
     """One network interface."""
 
@@ -621,6 +1027,10 @@ class InterfaceSpec(_message.Message):
     NETWORK_FIELD_NUMBER: _builtins.int
     MAC_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    PORT_FORWARDS_FIELD_NUMBER: _builtins.int
+    LINK_STATE_FIELD_NUMBER: _builtins.int
+    MTU_FIELD_NUMBER: _builtins.int
+    BOOT_ORDER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name within the guest's spec. Required."""
     kind: Global___InterfaceKind.ValueType
@@ -631,6 +1041,16 @@ class InterfaceSpec(_message.Message):
     """MAC address `aa:bb:cc:dd:ee:ff`; empty: virtd chooses one."""
     model: _builtins.str
     """Device model; empty: virtio."""
+    link_state: Global___LinkState.ValueType
+    """Whether the cable is plugged in; default UP."""
+    mtu: _builtins.int
+    """Largest packet in bytes, 68 to 65535; absent: the network's."""
+    boot_order: _builtins.int
+    """Place in the boot order (network boot), 1 first. Absent: not booted from."""
+    @_builtins.property
+    def port_forwards(self) -> _containers.RepeatedCompositeFieldContainer[Global___PortForward]:
+        """Ports of the host that lead to this guest; kind USER only."""
+
     def __init__(
         self,
         *,
@@ -639,12 +1059,23 @@ class InterfaceSpec(_message.Message):
         network: _builtins.str = ...,
         mac: _builtins.str = ...,
         model: _builtins.str = ...,
+        port_forwards: _abc.Iterable[Global___PortForward] | None = ...,
+        link_state: Global___LinkState.ValueType = ...,
+        mtu: _builtins.int | None = ...,
+        boot_order: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_boot_order", b"_boot_order", "_mtu", b"_mtu", "boot_order", b"boot_order", "mtu", b"mtu"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "mac", b"mac", "model", b"model", "name", b"name", "network", b"network"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_boot_order", b"_boot_order", "_mtu", b"_mtu", "boot_order", b"boot_order", "kind", b"kind", "link_state", b"link_state", "mac", b"mac", "model", b"model", "mtu", b"mtu", "name", b"name", "network", b"network", "port_forwards", b"port_forwards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__boot_order: _TypeAlias = _typing.Literal["boot_order"]  # noqa: Y015
+    _WhichOneofArgType__boot_order: _TypeAlias = _typing.Literal["_boot_order", b"_boot_order"]  # noqa: Y015
+    _WhichOneofReturnType__mtu: _TypeAlias = _typing.Literal["mtu"]  # noqa: Y015
+    _WhichOneofArgType__mtu: _TypeAlias = _typing.Literal["_mtu", b"_mtu"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__boot_order) -> _WhichOneofReturnType__boot_order | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mtu) -> _WhichOneofReturnType__mtu | None: ...
 
 Global___InterfaceSpec: _TypeAlias = InterfaceSpec  # noqa: Y015
 
@@ -656,23 +1087,695 @@ class GraphicsSpec(_message.Message):
 
     VNC_FIELD_NUMBER: _builtins.int
     LISTEN_FIELD_NUMBER: _builtins.int
+    VIDEO_MODEL_FIELD_NUMBER: _builtins.int
     vnc: _builtins.bool
     """Whether there is a VNC server."""
     listen: _builtins.str
     """Address of the host that it listens on; empty: loopback."""
+    video_model: _builtins.str
+    """Model of the video card, for example `virtio`, `vga`, `none`; empty: the backend's choice."""
     def __init__(
         self,
         *,
         vnc: _builtins.bool = ...,
         listen: _builtins.str = ...,
+        video_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["listen", b"listen", "vnc", b"vnc"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["listen", b"listen", "video_model", b"video_model", "vnc", b"vnc"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GraphicsSpec: _TypeAlias = GraphicsSpec  # noqa: Y015
+
+@_typing.final
+class CpuTopology(_message.Message):
+    """Sockets, dies, cores and threads as the guest sees them; their product is the largest number of vCPUs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOCKETS_FIELD_NUMBER: _builtins.int
+    CORES_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
+    DIES_FIELD_NUMBER: _builtins.int
+    sockets: _builtins.int
+    """Sockets. Required; at least 1."""
+    cores: _builtins.int
+    """Cores of a die. Required; at least 1."""
+    threads: _builtins.int
+    """Threads of a core. Required; at least 1."""
+    dies: _builtins.int
+    """Dies of a socket; 0: 1."""
+    def __init__(
+        self,
+        *,
+        sockets: _builtins.int = ...,
+        cores: _builtins.int = ...,
+        threads: _builtins.int = ...,
+        dies: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cores", b"cores", "dies", b"dies", "sockets", b"sockets", "threads", b"threads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CpuTopology: _TypeAlias = CpuTopology  # noqa: Y015
+
+@_typing.final
+class CpuFeature(_message.Message):
+    """One feature of the CPU."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name, for example `svm`. Required."""
+    policy: Global___CpuFeaturePolicy.ValueType
+    """Whether the guest has it; default REQUIRE."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        policy: Global___CpuFeaturePolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CpuFeature: _TypeAlias = CpuFeature  # noqa: Y015
+
+@_typing.final
+class VcpuPin(_message.Message):
+    """One virtual CPU's place."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VCPU_FIELD_NUMBER: _builtins.int
+    HOST_CPUS_FIELD_NUMBER: _builtins.int
+    vcpu: _builtins.int
+    """Number of the virtual CPU, from 0."""
+    host_cpus: _builtins.str
+    """CPUs of the host on which it may run, for example `0-3,8`. Required."""
+    def __init__(
+        self,
+        *,
+        vcpu: _builtins.int = ...,
+        host_cpus: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_cpus", b"host_cpus", "vcpu", b"vcpu"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VcpuPin: _TypeAlias = VcpuPin  # noqa: Y015
+
+@_typing.final
+class CpuSpec(_message.Message):
+    """The guest's CPU."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOPOLOGY_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    PINS_FIELD_NUMBER: _builtins.int
+    EMULATOR_HOST_CPUS_FIELD_NUMBER: _builtins.int
+    NESTED_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """`host-passthrough`, `host-model`, `maximum` or a model that the host knows; empty: the backend's choice."""
+    emulator_host_cpus: _builtins.str
+    """CPUs of the host for the hypervisor's own threads of this guest; empty: any."""
+    nested: _builtins.bool
+    """Whether the guest can run a hypervisor itself; absent: the model decides."""
+    @_builtins.property
+    def topology(self) -> Global___CpuTopology:
+        """Topology; absent: one socket for each virtual CPU."""
+
+    @_builtins.property
+    def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___CpuFeature]:
+        """Features on top of the model."""
+
+    @_builtins.property
+    def pins(self) -> _containers.RepeatedCompositeFieldContainer[Global___VcpuPin]:
+        """Where virtual CPUs run."""
+
+    def __init__(
+        self,
+        *,
+        topology: Global___CpuTopology | None = ...,
+        model: _builtins.str = ...,
+        features: _abc.Iterable[Global___CpuFeature] | None = ...,
+        pins: _abc.Iterable[Global___VcpuPin] | None = ...,
+        emulator_host_cpus: _builtins.str = ...,
+        nested: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_nested", b"_nested", "nested", b"nested", "topology", b"topology"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_nested", b"_nested", "emulator_host_cpus", b"emulator_host_cpus", "features", b"features", "model", b"model", "nested", b"nested", "pins", b"pins", "topology", b"topology"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__nested: _TypeAlias = _typing.Literal["nested"]  # noqa: Y015
+    _WhichOneofArgType__nested: _TypeAlias = _typing.Literal["_nested", b"_nested"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__nested) -> _WhichOneofReturnType__nested | None: ...
+
+Global___CpuSpec: _TypeAlias = CpuSpec  # noqa: Y015
+
+@_typing.final
+class MemorySpec(_message.Message):
+    """How the guest's memory is backed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HUGEPAGE_BYTES_FIELD_NUMBER: _builtins.int
+    BALLOON_FIELD_NUMBER: _builtins.int
+    LOCKED_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
+    hugepage_bytes: _builtins.int
+    """Back by huge pages of this size in bytes; 0: ordinary pages. The host must have reserved them."""
+    balloon: _builtins.bool
+    """Whether there is a balloon; default true."""
+    locked: _builtins.bool
+    """Never swap it out."""
+    shared: _builtins.bool
+    """Share it with other processes of the host (virtiofs turns it on by itself)."""
+    def __init__(
+        self,
+        *,
+        hugepage_bytes: _builtins.int = ...,
+        balloon: _builtins.bool | None = ...,
+        locked: _builtins.bool = ...,
+        shared: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_balloon", b"_balloon", "balloon", b"balloon"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_balloon", b"_balloon", "balloon", b"balloon", "hugepage_bytes", b"hugepage_bytes", "locked", b"locked", "shared", b"shared"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__balloon: _TypeAlias = _typing.Literal["balloon"]  # noqa: Y015
+    _WhichOneofArgType__balloon: _TypeAlias = _typing.Literal["_balloon", b"_balloon"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__balloon) -> _WhichOneofReturnType__balloon | None: ...
+
+Global___MemorySpec: _TypeAlias = MemorySpec  # noqa: Y015
+
+@_typing.final
+class NumaNode(_message.Message):
+    """One NUMA node of the guest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VCPUS_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    HOST_NODES_FIELD_NUMBER: _builtins.int
+    vcpus: _builtins.str
+    """Its virtual CPUs, for example `0-1`. Required."""
+    memory_bytes: _builtins.int
+    """Its memory in bytes. Required; the nodes' sum is the guest's memory."""
+    host_nodes: _builtins.str
+    """Nodes of the host that the memory comes from, for example `0`; empty: any."""
+    def __init__(
+        self,
+        *,
+        vcpus: _builtins.str = ...,
+        memory_bytes: _builtins.int = ...,
+        host_nodes: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_nodes", b"host_nodes", "memory_bytes", b"memory_bytes", "vcpus", b"vcpus"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NumaNode: _TypeAlias = NumaNode  # noqa: Y015
+
+@_typing.final
+class NumaSpec(_message.Message):
+    """The guest's NUMA nodes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    policy: Global___NumaPolicy.ValueType
+    """How strictly memory comes from the host's nodes; default STRICT."""
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NumaNode]:
+        """Nodes, from 0."""
+
+    def __init__(
+        self,
+        *,
+        nodes: _abc.Iterable[Global___NumaNode] | None = ...,
+        policy: Global___NumaPolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NumaSpec: _TypeAlias = NumaSpec  # noqa: Y015
+
+@_typing.final
+class TpmSpec(_message.Message):
+    """An emulated TPM 2.0; needs swtpm on the host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    model: Global___TpmModel.ValueType
+    """Interface."""
+    def __init__(
+        self,
+        *,
+        model: Global___TpmModel.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TpmSpec: _TypeAlias = TpmSpec  # noqa: Y015
+
+@_typing.final
+class WatchdogSpec(_message.Message):
+    """A watchdog."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    model: Global___WatchdogModel.ValueType
+    """Model; default I6300ESB."""
+    action: Global___WatchdogAction.ValueType
+    """What happens when it is not fed; default RESET."""
+    def __init__(
+        self,
+        *,
+        model: Global___WatchdogModel.ValueType = ...,
+        action: Global___WatchdogAction.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchdogSpec: _TypeAlias = WatchdogSpec  # noqa: Y015
+
+@_typing.final
+class FilesystemSpec(_message.Message):
+    """A directory of the host that the guest can mount."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    READ_ONLY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name within the guest's spec; also the tag to mount it by. Required."""
+    kind: Global___FilesystemKind.ValueType
+    """How; default VIRTIOFS."""
+    path: _builtins.str
+    """Directory of the host, inside the allowed directories. Required."""
+    read_only: _builtins.bool
+    """Whether the guest cannot write."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        kind: Global___FilesystemKind.ValueType = ...,
+        path: _builtins.str = ...,
+        read_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "name", b"name", "path", b"path", "read_only", b"read_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FilesystemSpec: _TypeAlias = FilesystemSpec  # noqa: Y015
+
+@_typing.final
+class UsbSpec(_message.Message):
+    """USB."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLET_FIELD_NUMBER: _builtins.int
+    KEYBOARD_FIELD_NUMBER: _builtins.int
+    tablet: _builtins.bool
+    """A pointer that follows the mouse without grabbing it."""
+    keyboard: _builtins.bool
+    """A keyboard."""
+    def __init__(
+        self,
+        *,
+        tablet: _builtins.bool = ...,
+        keyboard: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keyboard", b"keyboard", "tablet", b"tablet"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsbSpec: _TypeAlias = UsbSpec  # noqa: Y015
+
+@_typing.final
+class SoundSpec(_message.Message):
+    """A sound device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    model: Global___SoundModel.ValueType
+    """Model; default ICH9."""
+    def __init__(
+        self,
+        *,
+        model: Global___SoundModel.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SoundSpec: _TypeAlias = SoundSpec  # noqa: Y015
+
+@_typing.final
+class PciHostDevice(_message.Message):
+    """A PCI device of the host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """Its address, for example `0000:01:00.0`. Required."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PciHostDevice: _TypeAlias = PciHostDevice  # noqa: Y015
+
+@_typing.final
+class UsbHostDevice(_message.Message):
+    """A USB device of the host: by vendor and product, or by bus and device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VENDOR_ID_FIELD_NUMBER: _builtins.int
+    PRODUCT_ID_FIELD_NUMBER: _builtins.int
+    BUS_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    vendor_id: _builtins.int
+    """Vendor, 1 to 65535."""
+    product_id: _builtins.int
+    """Product, 0 to 65535."""
+    bus: _builtins.int
+    """Bus, from 1; changes when the device is plugged elsewhere."""
+    device: _builtins.int
+    """Device on the bus, from 1; changes each time when the device is plugged in."""
+    def __init__(
+        self,
+        *,
+        vendor_id: _builtins.int = ...,
+        product_id: _builtins.int = ...,
+        bus: _builtins.int = ...,
+        device: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bus", b"bus", "device", b"device", "product_id", b"product_id", "vendor_id", b"vendor_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsbHostDevice: _TypeAlias = UsbHostDevice  # noqa: Y015
+
+@_typing.final
+class HostDeviceSpec(_message.Message):
+    """A device of the host that only this guest uses (passthrough)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PCI_FIELD_NUMBER: _builtins.int
+    USB_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name within the guest's spec. Required."""
+    @_builtins.property
+    def pci(self) -> Global___PciHostDevice:
+        """PCI; needs an IOMMU that is on."""
+
+    @_builtins.property
+    def usb(self) -> Global___UsbHostDevice:
+        """USB."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        pci: Global___PciHostDevice | None = ...,
+        usb: Global___UsbHostDevice | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "pci", b"pci", "usb", b"usb"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "name", b"name", "pci", b"pci", "usb", b"usb"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_device: _TypeAlias = _typing.Literal["pci", "usb"]  # noqa: Y015
+    _WhichOneofArgType_device: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_device) -> _WhichOneofReturnType_device | None: ...
+
+Global___HostDeviceSpec: _TypeAlias = HostDeviceSpec  # noqa: Y015
+
+@_typing.final
+class CloudInitUser(_message.Message):
+    """A user that cloud-init makes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FULL_NAME_FIELD_NUMBER: _builtins.int
+    SSH_AUTHORIZED_KEYS_FIELD_NUMBER: _builtins.int
+    PASSWORD_HASH_FIELD_NUMBER: _builtins.int
+    SUDO_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    SHELL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Login name: 1 to 32 lower-case letters, digits, `_`, `-`. Required."""
+    full_name: _builtins.str
+    """Full name."""
+    password_hash: _builtins.str
+    """Password as crypt(3) hash, for example `$6$...`; empty: none. Never shown again."""
+    sudo: _builtins.str
+    """A sudo rule, for example `ALL=(ALL) NOPASSWD:ALL`; empty: none."""
+    shell: _builtins.str
+    """Shell; empty: the system's default."""
+    @_builtins.property
+    def ssh_authorized_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """OpenSSH public keys."""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Groups besides its own."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        full_name: _builtins.str = ...,
+        ssh_authorized_keys: _abc.Iterable[_builtins.str] | None = ...,
+        password_hash: _builtins.str = ...,
+        sudo: _builtins.str = ...,
+        groups: _abc.Iterable[_builtins.str] | None = ...,
+        shell: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["full_name", b"full_name", "groups", b"groups", "name", b"name", "password_hash", b"password_hash", "shell", b"shell", "ssh_authorized_keys", b"ssh_authorized_keys", "sudo", b"sudo"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloudInitUser: _TypeAlias = CloudInitUser  # noqa: Y015
+
+@_typing.final
+class CloudInitFile(_message.Message):
+    """A file that cloud-init writes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    PERMISSIONS_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Absolute path in the guest. Required."""
+    content: _builtins.bytes
+    """Content, at most 1 MiB. Never shown again."""
+    permissions: _builtins.str
+    """Mode in octal, for example `0640`; empty: `0644`."""
+    owner: _builtins.str
+    """Owner, for example `root:adm`; empty: root."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        content: _builtins.bytes = ...,
+        permissions: _builtins.str = ...,
+        owner: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "owner", b"owner", "path", b"path", "permissions", b"permissions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloudInitFile: _TypeAlias = CloudInitFile  # noqa: Y015
+
+@_typing.final
+class CloudInitInterface(_message.Message):
+    """How cloud-init sets up one interface."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DHCP4_FIELD_NUMBER: _builtins.int
+    DHCP6_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    GATEWAY4_FIELD_NUMBER: _builtins.int
+    GATEWAY6_FIELD_NUMBER: _builtins.int
+    NAMESERVERS_FIELD_NUMBER: _builtins.int
+    SEARCH_DOMAINS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the interface in the spec. Required."""
+    dhcp4: _builtins.bool
+    """Ask for an IPv4 address by DHCP."""
+    dhcp6: _builtins.bool
+    """Ask for an IPv6 address by DHCP."""
+    gateway4: _builtins.str
+    """IPv4 gateway."""
+    gateway6: _builtins.str
+    """IPv6 gateway."""
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Addresses with prefix length, for example `192.0.2.10/24`."""
+
+    @_builtins.property
+    def nameservers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Name servers."""
+
+    @_builtins.property
+    def search_domains(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Domains to search."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        dhcp4: _builtins.bool = ...,
+        dhcp6: _builtins.bool = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
+        gateway4: _builtins.str = ...,
+        gateway6: _builtins.str = ...,
+        nameservers: _abc.Iterable[_builtins.str] | None = ...,
+        search_domains: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "dhcp4", b"dhcp4", "dhcp6", b"dhcp6", "gateway4", b"gateway4", "gateway6", b"gateway6", "name", b"name", "nameservers", b"nameservers", "search_domains", b"search_domains"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloudInitInterface: _TypeAlias = CloudInitInterface  # noqa: Y015
+
+@_typing.final
+class CloudInitSpec(_message.Message):
+    """First boot by cloud-init: virtd builds a NoCloud seed and attaches it as a CD-ROM."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOSTNAME_FIELD_NUMBER: _builtins.int
+    USERS_FIELD_NUMBER: _builtins.int
+    SSH_AUTHORIZED_KEYS_FIELD_NUMBER: _builtins.int
+    PACKAGES_FIELD_NUMBER: _builtins.int
+    RUN_COMMANDS_FIELD_NUMBER: _builtins.int
+    WRITE_FILES_FIELD_NUMBER: _builtins.int
+    INTERFACES_FIELD_NUMBER: _builtins.int
+    TIMEZONE_FIELD_NUMBER: _builtins.int
+    LOCALE_FIELD_NUMBER: _builtins.int
+    SSH_PASSWORD_AUTHENTICATION_FIELD_NUMBER: _builtins.int
+    USER_DATA_FIELD_NUMBER: _builtins.int
+    hostname: _builtins.str
+    """Host name; empty: the guest's id."""
+    timezone: _builtins.str
+    """Time zone, for example `Europe/Berlin`."""
+    locale: _builtins.str
+    """Locale, for example `en_GB.UTF-8`."""
+    ssh_password_authentication: _builtins.bool
+    """Whether sshd takes passwords; absent: the image's default."""
+    user_data: _builtins.str
+    """The whole user-data instead of the fields above, except `hostname` and `interfaces`. Never shown again."""
+    @_builtins.property
+    def users(self) -> _containers.RepeatedCompositeFieldContainer[Global___CloudInitUser]:
+        """Users. Empty: the image's default user."""
+
+    @_builtins.property
+    def ssh_authorized_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """OpenSSH public keys of the image's default user."""
+
+    @_builtins.property
+    def packages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Packages to install."""
+
+    @_builtins.property
+    def run_commands(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Commands to run at the end, each by the shell."""
+
+    @_builtins.property
+    def write_files(self) -> _containers.RepeatedCompositeFieldContainer[Global___CloudInitFile]:
+        """Files to write."""
+
+    @_builtins.property
+    def interfaces(self) -> _containers.RepeatedCompositeFieldContainer[Global___CloudInitInterface]:
+        """Network set-up; empty: the image's default, which is DHCP nearly everywhere."""
+
+    def __init__(
+        self,
+        *,
+        hostname: _builtins.str = ...,
+        users: _abc.Iterable[Global___CloudInitUser] | None = ...,
+        ssh_authorized_keys: _abc.Iterable[_builtins.str] | None = ...,
+        packages: _abc.Iterable[_builtins.str] | None = ...,
+        run_commands: _abc.Iterable[_builtins.str] | None = ...,
+        write_files: _abc.Iterable[Global___CloudInitFile] | None = ...,
+        interfaces: _abc.Iterable[Global___CloudInitInterface] | None = ...,
+        timezone: _builtins.str = ...,
+        locale: _builtins.str = ...,
+        ssh_password_authentication: _builtins.bool | None = ...,
+        user_data: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ssh_password_authentication", b"_ssh_password_authentication", "ssh_password_authentication", b"ssh_password_authentication"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ssh_password_authentication", b"_ssh_password_authentication", "hostname", b"hostname", "interfaces", b"interfaces", "locale", b"locale", "packages", b"packages", "run_commands", b"run_commands", "ssh_authorized_keys", b"ssh_authorized_keys", "ssh_password_authentication", b"ssh_password_authentication", "timezone", b"timezone", "user_data", b"user_data", "users", b"users", "write_files", b"write_files"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ssh_password_authentication: _TypeAlias = _typing.Literal["ssh_password_authentication"]  # noqa: Y015
+    _WhichOneofArgType__ssh_password_authentication: _TypeAlias = _typing.Literal["_ssh_password_authentication", b"_ssh_password_authentication"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ssh_password_authentication) -> _WhichOneofReturnType__ssh_password_authentication | None: ...
+
+Global___CloudInitSpec: _TypeAlias = CloudInitSpec  # noqa: Y015
 
 @_typing.final
 class GuestSpec(_message.Message):
@@ -713,6 +1816,23 @@ class GuestSpec(_message.Message):
     GRAPHICS_FIELD_NUMBER: _builtins.int
     RUN_STRATEGY_FIELD_NUMBER: _builtins.int
     BACKEND_OPTIONS_FIELD_NUMBER: _builtins.int
+    MAX_VCPUS_FIELD_NUMBER: _builtins.int
+    MAX_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    CPU_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
+    NUMA_FIELD_NUMBER: _builtins.int
+    SECURE_BOOT_FIELD_NUMBER: _builtins.int
+    TPM_FIELD_NUMBER: _builtins.int
+    RNG_FIELD_NUMBER: _builtins.int
+    WATCHDOG_FIELD_NUMBER: _builtins.int
+    FILESYSTEMS_FIELD_NUMBER: _builtins.int
+    USB_FIELD_NUMBER: _builtins.int
+    SOUND_FIELD_NUMBER: _builtins.int
+    HOST_DEVICES_FIELD_NUMBER: _builtins.int
+    CLOUD_INIT_FIELD_NUMBER: _builtins.int
+    AUTOSTART_FIELD_NUMBER: _builtins.int
+    DELETION_PROTECTION_FIELD_NUMBER: _builtins.int
+    CLOCK_FIELD_NUMBER: _builtins.int
     vcpus: _builtins.int
     """Number of virtual CPUs; default 1; 1 to 512."""
     memory_bytes: _builtins.int
@@ -729,6 +1849,20 @@ class GuestSpec(_message.Message):
     """Whether there is a channel for the guest agent; default true."""
     run_strategy: Global___RunStrategy.ValueType
     """Who decides that the guest runs; default MANUAL."""
+    max_vcpus: _builtins.int
+    """Virtual CPUs up to which the guest can grow while it runs; absent: `vcpus`."""
+    max_memory_bytes: _builtins.int
+    """Memory in bytes up to which the guest can grow while it runs; absent: `memory_bytes`."""
+    secure_boot: _builtins.bool
+    """Only boot what is signed; firmware UEFI and machine q35 only."""
+    rng: _builtins.bool
+    """Whether there is a source of random numbers; default true."""
+    autostart: _builtins.bool
+    """Whether the host itself starts the guest when the host starts."""
+    deletion_protection: _builtins.bool
+    """DeleteGuest is refused while it is set."""
+    clock: Global___ClockBase.ValueType
+    """What the guest's clock shows; default UTC."""
     @_builtins.property
     def direct_kernel_boot(self) -> Global___DirectKernelBoot:
         """Boot a kernel directly."""
@@ -749,6 +1883,46 @@ class GuestSpec(_message.Message):
     def backend_options(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Options of the backend; the keys are in ServerInfo."""
 
+    @_builtins.property
+    def cpu(self) -> Global___CpuSpec:
+        """The CPU."""
+
+    @_builtins.property
+    def memory(self) -> Global___MemorySpec:
+        """How memory is backed."""
+
+    @_builtins.property
+    def numa(self) -> Global___NumaSpec:
+        """NUMA nodes."""
+
+    @_builtins.property
+    def tpm(self) -> Global___TpmSpec:
+        """An emulated TPM."""
+
+    @_builtins.property
+    def watchdog(self) -> Global___WatchdogSpec:
+        """A watchdog."""
+
+    @_builtins.property
+    def filesystems(self) -> _containers.RepeatedCompositeFieldContainer[Global___FilesystemSpec]:
+        """Directories of the host."""
+
+    @_builtins.property
+    def usb(self) -> Global___UsbSpec:
+        """USB devices that are emulated."""
+
+    @_builtins.property
+    def sound(self) -> Global___SoundSpec:
+        """A sound device."""
+
+    @_builtins.property
+    def host_devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostDeviceSpec]:
+        """Devices of the host."""
+
+    @_builtins.property
+    def cloud_init(self) -> Global___CloudInitSpec:
+        """First boot."""
+
     def __init__(
         self,
         *,
@@ -765,15 +1939,38 @@ class GuestSpec(_message.Message):
         graphics: Global___GraphicsSpec | None = ...,
         run_strategy: Global___RunStrategy.ValueType = ...,
         backend_options: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        max_vcpus: _builtins.int | None = ...,
+        max_memory_bytes: _builtins.int | None = ...,
+        cpu: Global___CpuSpec | None = ...,
+        memory: Global___MemorySpec | None = ...,
+        numa: Global___NumaSpec | None = ...,
+        secure_boot: _builtins.bool = ...,
+        tpm: Global___TpmSpec | None = ...,
+        rng: _builtins.bool | None = ...,
+        watchdog: Global___WatchdogSpec | None = ...,
+        filesystems: _abc.Iterable[Global___FilesystemSpec] | None = ...,
+        usb: Global___UsbSpec | None = ...,
+        sound: Global___SoundSpec | None = ...,
+        host_devices: _abc.Iterable[Global___HostDeviceSpec] | None = ...,
+        cloud_init: Global___CloudInitSpec | None = ...,
+        autostart: _builtins.bool = ...,
+        deletion_protection: _builtins.bool = ...,
+        clock: Global___ClockBase.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_guest_agent", b"_guest_agent", "_memory_bytes", b"_memory_bytes", "_serial_console", b"_serial_console", "_vcpus", b"_vcpus", "direct_kernel_boot", b"direct_kernel_boot", "graphics", b"graphics", "guest_agent", b"guest_agent", "memory_bytes", b"memory_bytes", "serial_console", b"serial_console", "vcpus", b"vcpus"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_guest_agent", b"_guest_agent", "_max_memory_bytes", b"_max_memory_bytes", "_max_vcpus", b"_max_vcpus", "_memory_bytes", b"_memory_bytes", "_rng", b"_rng", "_serial_console", b"_serial_console", "_vcpus", b"_vcpus", "cloud_init", b"cloud_init", "cpu", b"cpu", "direct_kernel_boot", b"direct_kernel_boot", "graphics", b"graphics", "guest_agent", b"guest_agent", "max_memory_bytes", b"max_memory_bytes", "max_vcpus", b"max_vcpus", "memory", b"memory", "memory_bytes", b"memory_bytes", "numa", b"numa", "rng", b"rng", "serial_console", b"serial_console", "sound", b"sound", "tpm", b"tpm", "usb", b"usb", "vcpus", b"vcpus", "watchdog", b"watchdog"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guest_agent", b"_guest_agent", "_memory_bytes", b"_memory_bytes", "_serial_console", b"_serial_console", "_vcpus", b"_vcpus", "accelerator", b"accelerator", "backend_options", b"backend_options", "direct_kernel_boot", b"direct_kernel_boot", "disks", b"disks", "firmware", b"firmware", "graphics", b"graphics", "guest_agent", b"guest_agent", "interfaces", b"interfaces", "machine", b"machine", "memory_bytes", b"memory_bytes", "run_strategy", b"run_strategy", "serial_console", b"serial_console", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guest_agent", b"_guest_agent", "_max_memory_bytes", b"_max_memory_bytes", "_max_vcpus", b"_max_vcpus", "_memory_bytes", b"_memory_bytes", "_rng", b"_rng", "_serial_console", b"_serial_console", "_vcpus", b"_vcpus", "accelerator", b"accelerator", "autostart", b"autostart", "backend_options", b"backend_options", "clock", b"clock", "cloud_init", b"cloud_init", "cpu", b"cpu", "deletion_protection", b"deletion_protection", "direct_kernel_boot", b"direct_kernel_boot", "disks", b"disks", "filesystems", b"filesystems", "firmware", b"firmware", "graphics", b"graphics", "guest_agent", b"guest_agent", "host_devices", b"host_devices", "interfaces", b"interfaces", "machine", b"machine", "max_memory_bytes", b"max_memory_bytes", "max_vcpus", b"max_vcpus", "memory", b"memory", "memory_bytes", b"memory_bytes", "numa", b"numa", "rng", b"rng", "run_strategy", b"run_strategy", "secure_boot", b"secure_boot", "serial_console", b"serial_console", "sound", b"sound", "tpm", b"tpm", "usb", b"usb", "vcpus", b"vcpus", "watchdog", b"watchdog"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__guest_agent: _TypeAlias = _typing.Literal["guest_agent"]  # noqa: Y015
     _WhichOneofArgType__guest_agent: _TypeAlias = _typing.Literal["_guest_agent", b"_guest_agent"]  # noqa: Y015
+    _WhichOneofReturnType__max_memory_bytes: _TypeAlias = _typing.Literal["max_memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__max_memory_bytes: _TypeAlias = _typing.Literal["_max_memory_bytes", b"_max_memory_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__max_vcpus: _TypeAlias = _typing.Literal["max_vcpus"]  # noqa: Y015
+    _WhichOneofArgType__max_vcpus: _TypeAlias = _typing.Literal["_max_vcpus", b"_max_vcpus"]  # noqa: Y015
     _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__rng: _TypeAlias = _typing.Literal["rng"]  # noqa: Y015
+    _WhichOneofArgType__rng: _TypeAlias = _typing.Literal["_rng", b"_rng"]  # noqa: Y015
     _WhichOneofReturnType__serial_console: _TypeAlias = _typing.Literal["serial_console"]  # noqa: Y015
     _WhichOneofArgType__serial_console: _TypeAlias = _typing.Literal["_serial_console", b"_serial_console"]  # noqa: Y015
     _WhichOneofReturnType__vcpus: _TypeAlias = _typing.Literal["vcpus"]  # noqa: Y015
@@ -781,7 +1978,13 @@ class GuestSpec(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__guest_agent) -> _WhichOneofReturnType__guest_agent | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_memory_bytes) -> _WhichOneofReturnType__max_memory_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_vcpus) -> _WhichOneofReturnType__max_vcpus | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_bytes) -> _WhichOneofReturnType__memory_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rng) -> _WhichOneofReturnType__rng | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__serial_console) -> _WhichOneofReturnType__serial_console | None: ...
     @_typing.overload
@@ -866,6 +2069,7 @@ class InterfaceStatus(_message.Message):
     NETWORK_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
+    LINK_STATE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name as in the spec; the target device's name for foreign guests."""
     mac: _builtins.str
@@ -878,6 +2082,8 @@ class InterfaceStatus(_message.Message):
     """Device model."""
     target: _builtins.str
     """The host's end of it, for example `vnet0`."""
+    link_state: Global___LinkState.ValueType
+    """Whether the cable is plugged in."""
     def __init__(
         self,
         *,
@@ -887,10 +2093,11 @@ class InterfaceStatus(_message.Message):
         network: _builtins.str = ...,
         model: _builtins.str = ...,
         target: _builtins.str = ...,
+        link_state: Global___LinkState.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "mac", b"mac", "model", b"model", "name", b"name", "network", b"network", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "link_state", b"link_state", "mac", b"mac", "model", b"model", "name", b"name", "network", b"network", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -958,6 +2165,9 @@ class GuestStatus(_message.Message):
     STALE_SINCE_FIELD_NUMBER: _builtins.int
     LAST_ERROR_FIELD_NUMBER: _builtins.int
     PENDING_RESTART_FIELDS_FIELD_NUMBER: _builtins.int
+    VCPUS_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    UNMODELLED_FIELD_NUMBER: _builtins.int
     state: Global___GuestState.ValueType
     """State."""
     state_reason: _builtins.str
@@ -974,6 +2184,10 @@ class GuestStatus(_message.Message):
     """Where the graphical console listens, for example `127.0.0.1:5900`; empty: nowhere."""
     origin: Global___Origin.ValueType
     """Who defined it."""
+    vcpus: _builtins.int
+    """Virtual CPUs that are on now."""
+    memory_bytes: _builtins.int
+    """Memory that the guest has now, in bytes."""
     @_builtins.property
     def state_change_time(self) -> _timestamp_pb2.Timestamp:
         """Since when it is in this state, as virtd saw it."""
@@ -1014,6 +2228,10 @@ class GuestStatus(_message.Message):
     def pending_restart_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Fields of the spec that take effect at the next start only."""
 
+    @_builtins.property
+    def unmodelled(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Parts of the native configuration that the spec cannot express; virtd keeps them as they are."""
+
     def __init__(
         self,
         *,
@@ -1035,12 +2253,22 @@ class GuestStatus(_message.Message):
         stale_since: _timestamp_pb2.Timestamp | None = ...,
         last_error: _capability_pb2.ErrorRecord | None = ...,
         pending_restart_fields: _abc.Iterable[_builtins.str] | None = ...,
+        vcpus: _builtins.int | None = ...,
+        memory_bytes: _builtins.int | None = ...,
+        unmodelled: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_error", b"last_error", "stale_since", b"stale_since", "state_change_time", b"state_change_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "_vcpus", b"_vcpus", "last_error", b"last_error", "memory_bytes", b"memory_bytes", "stale_since", b"stale_since", "state_change_time", b"state_change_time", "vcpus", b"vcpus"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "addresses", b"addresses", "allowed_actions", b"allowed_actions", "conditions", b"conditions", "current_operations", b"current_operations", "disks", b"disks", "graphics_address", b"graphics_address", "interfaces", b"interfaces", "last_error", b"last_error", "native_state", b"native_state", "origin", b"origin", "pending_restart_fields", b"pending_restart_fields", "presence", b"presence", "stale_since", b"stale_since", "state", b"state", "state_change_time", b"state_change_time", "state_reason", b"state_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "_vcpus", b"_vcpus", "accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "addresses", b"addresses", "allowed_actions", b"allowed_actions", "conditions", b"conditions", "current_operations", b"current_operations", "disks", b"disks", "graphics_address", b"graphics_address", "interfaces", b"interfaces", "last_error", b"last_error", "memory_bytes", b"memory_bytes", "native_state", b"native_state", "origin", b"origin", "pending_restart_fields", b"pending_restart_fields", "presence", b"presence", "stale_since", b"stale_since", "state", b"state", "state_change_time", b"state_change_time", "state_reason", b"state_reason", "unmodelled", b"unmodelled", "vcpus", b"vcpus"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__vcpus: _TypeAlias = _typing.Literal["vcpus"]  # noqa: Y015
+    _WhichOneofArgType__vcpus: _TypeAlias = _typing.Literal["_vcpus", b"_vcpus"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_bytes) -> _WhichOneofReturnType__memory_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__vcpus) -> _WhichOneofReturnType__vcpus | None: ...
 
 Global___GuestStatus: _TypeAlias = GuestStatus  # noqa: Y015
 

@@ -22,6 +22,126 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _UpdateMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UpdateModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UpdateMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    UPDATE_MODE_UNSPECIFIED: _UpdateMode.ValueType  # 0
+    """LIVE_OR_NEXT_BOOT."""
+    UPDATE_MODE_LIVE_OR_NEXT_BOOT: _UpdateMode.ValueType  # 1
+    """What can be changed in the running guest is changed there; the rest waits for its next start."""
+    UPDATE_MODE_LIVE_ONLY: _UpdateMode.ValueType  # 2
+    """Refuse with RESTART_REQUIRED what cannot be changed in the running guest. A stopped guest takes all."""
+    UPDATE_MODE_NEXT_BOOT: _UpdateMode.ValueType  # 3
+    """Leave the running guest alone: everything waits for its next start."""
+
+class UpdateMode(_UpdateMode, metaclass=_UpdateModeEnumTypeWrapper):
+    """When changes of a spec take effect."""
+
+UPDATE_MODE_UNSPECIFIED: UpdateMode.ValueType  # 0
+"""LIVE_OR_NEXT_BOOT."""
+UPDATE_MODE_LIVE_OR_NEXT_BOOT: UpdateMode.ValueType  # 1
+"""What can be changed in the running guest is changed there; the rest waits for its next start."""
+UPDATE_MODE_LIVE_ONLY: UpdateMode.ValueType  # 2
+"""Refuse with RESTART_REQUIRED what cannot be changed in the running guest. A stopped guest takes all."""
+UPDATE_MODE_NEXT_BOOT: UpdateMode.ValueType  # 3
+"""Leave the running guest alone: everything waits for its next start."""
+Global___UpdateMode: _TypeAlias = UpdateMode  # noqa: Y015
+
+class _UpdateEffect:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UpdateEffectEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UpdateEffect.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    UPDATE_EFFECT_UNSPECIFIED: _UpdateEffect.ValueType  # 0
+    """Never sent."""
+    UPDATE_EFFECT_NONE: _UpdateEffect.ValueType  # 1
+    """Written down, without effect on this guest."""
+    UPDATE_EFFECT_LIVE: _UpdateEffect.ValueType  # 2
+    """In effect when the operation ends."""
+    UPDATE_EFFECT_NEXT_BOOT: _UpdateEffect.ValueType  # 3
+    """In effect when the guest is next started after a stop. For a stopped guest: when it is started."""
+    UPDATE_EFFECT_REPLACE: _UpdateEffect.ValueType  # 4
+    """Needs the native guest to be removed and defined anew; refused without `allow_replace`."""
+    UPDATE_EFFECT_REJECTED: _UpdateEffect.ValueType  # 5
+    """Cannot be done."""
+
+class UpdateEffect(_UpdateEffect, metaclass=_UpdateEffectEnumTypeWrapper):
+    """What a change of a field does."""
+
+UPDATE_EFFECT_UNSPECIFIED: UpdateEffect.ValueType  # 0
+"""Never sent."""
+UPDATE_EFFECT_NONE: UpdateEffect.ValueType  # 1
+"""Written down, without effect on this guest."""
+UPDATE_EFFECT_LIVE: UpdateEffect.ValueType  # 2
+"""In effect when the operation ends."""
+UPDATE_EFFECT_NEXT_BOOT: UpdateEffect.ValueType  # 3
+"""In effect when the guest is next started after a stop. For a stopped guest: when it is started."""
+UPDATE_EFFECT_REPLACE: UpdateEffect.ValueType  # 4
+"""Needs the native guest to be removed and defined anew; refused without `allow_replace`."""
+UPDATE_EFFECT_REJECTED: UpdateEffect.ValueType  # 5
+"""Cannot be done."""
+Global___UpdateEffect: _TypeAlias = UpdateEffect  # noqa: Y015
+
+class _DiskPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DiskPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DiskPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DISK_POLICY_UNSPECIFIED: _DiskPolicy.ValueType  # 0
+    """As configured (`trash.on_delete`); DELETE unless said otherwise."""
+    DISK_POLICY_DELETE: _DiskPolicy.ValueType  # 1
+    """Disks that virtd created are deleted. Disks that it did not create always stay."""
+    DISK_POLICY_KEEP: _DiskPolicy.ValueType  # 2
+    """All disks stay in their pools as volumes that belong to nobody."""
+    DISK_POLICY_TRASH: _DiskPolicy.ValueType  # 3
+    """The guest goes to the trash with its disks: see TrashService."""
+
+class DiskPolicy(_DiskPolicy, metaclass=_DiskPolicyEnumTypeWrapper):
+    """What becomes of a deleted guest's disks."""
+
+DISK_POLICY_UNSPECIFIED: DiskPolicy.ValueType  # 0
+"""As configured (`trash.on_delete`); DELETE unless said otherwise."""
+DISK_POLICY_DELETE: DiskPolicy.ValueType  # 1
+"""Disks that virtd created are deleted. Disks that it did not create always stay."""
+DISK_POLICY_KEEP: DiskPolicy.ValueType  # 2
+"""All disks stay in their pools as volumes that belong to nobody."""
+DISK_POLICY_TRASH: DiskPolicy.ValueType  # 3
+"""The guest goes to the trash with its disks: see TrashService."""
+Global___DiskPolicy: _TypeAlias = DiskPolicy  # noqa: Y015
+
+class _CloneMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CloneModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CloneMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CLONE_MODE_UNSPECIFIED: _CloneMode.ValueType  # 0
+    """FULL."""
+    CLONE_MODE_FULL: _CloneMode.ValueType  # 1
+    """Copies: the two guests share nothing."""
+    CLONE_MODE_LINKED: _CloneMode.ValueType  # 2
+    """Both guests write to overlays of their own on top of the disks as they are now, which never change
+    again and are deleted with the last guest that needs them. Needs QCOW2 disks and no snapshots.
+    """
+
+class CloneMode(_CloneMode, metaclass=_CloneModeEnumTypeWrapper):
+    """How a clone gets its disks."""
+
+CLONE_MODE_UNSPECIFIED: CloneMode.ValueType  # 0
+"""FULL."""
+CLONE_MODE_FULL: CloneMode.ValueType  # 1
+"""Copies: the two guests share nothing."""
+CLONE_MODE_LINKED: CloneMode.ValueType  # 2
+"""Both guests write to overlays of their own on top of the disks as they are now, which never change
+again and are deleted with the last guest that needs them. Needs QCOW2 disks and no snapshots.
+"""
+Global___CloneMode: _TypeAlias = CloneMode  # noqa: Y015
+
 class _Fidelity:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -291,19 +411,41 @@ class UpdateGuestRequest(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ON_CONFLICT_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    ALLOW_REPLACE_FIELD_NUMBER: _builtins.int
+    DELETE_REMOVED_DISKS_FIELD_NUMBER: _builtins.int
+    FORCE_EJECT_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
     """Change only if the guest still has this etag; empty: whatever it has."""
     request_id: _builtins.str
     """UUID of this request."""
     validate_only: _builtins.bool
-    """Check only."""
+    """Check only; for a change of the spec, return the plan."""
+    on_conflict: _capability_pb2.ConflictPolicy.ValueType
+    """What to do when another operation works on the guest."""
+    mode: Global___UpdateMode.ValueType
+    """When the changes of the spec take effect; default LIVE_OR_NEXT_BOOT."""
+    allow_replace: _builtins.bool
+    """Allow changes that need the native guest to be removed and defined anew (UPDATE_EFFECT_REPLACE).
+    The guest has to be stopped. Disks are kept; firmware variables and hand-made native parts are lost.
+    """
+    delete_removed_disks: _builtins.bool
+    """Delete the volumes of disks that this removes, if virtd created them. Otherwise they stay in their
+    pool, and belong to nobody.
+    """
+    force_eject: _builtins.bool
+    """Take a medium out of a drive also if the guest has locked its tray."""
     @_builtins.property
     def guest(self) -> _guest_pb2.Guest:
         """The guest, by its name, with the new values."""
 
     @_builtins.property
     def update_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Fields to change: `display_name`, `labels`, `annotations`. Empty: all three."""
+        """Fields to change: `display_name`, `labels`, `annotations`, `spec`, or a path under it:
+        `spec.vcpus`, `spec.cpu.model`, `spec.disks`, `spec.disks[data]`, `spec.disks[data].io_tune`.
+        Empty: display name, labels and annotations.
+        """
 
     def __init__(
         self,
@@ -313,10 +455,15 @@ class UpdateGuestRequest(_message.Message):
         etag: _builtins.str = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        on_conflict: _capability_pb2.ConflictPolicy.ValueType = ...,
+        mode: Global___UpdateMode.ValueType = ...,
+        allow_replace: _builtins.bool = ...,
+        delete_removed_disks: _builtins.bool = ...,
+        force_eject: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["guest", b"guest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "guest", b"guest", "request_id", b"request_id", "update_fields", b"update_fields", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_replace", b"allow_replace", "delete_removed_disks", b"delete_removed_disks", "etag", b"etag", "force_eject", b"force_eject", "guest", b"guest", "mode", b"mode", "on_conflict", b"on_conflict", "request_id", b"request_id", "update_fields", b"update_fields", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -329,22 +476,114 @@ class UpdateGuestResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     GUEST_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def guest(self) -> _guest_pb2.Guest:
-        """The guest after the change."""
+        """The guest after the change; absent for a change of the spec."""
+
+    @_builtins.property
+    def operation(self) -> _operations_pb2.Operation:
+        """For a change of the spec: the operation; its response is a Guest. Absent with `validate_only`."""
+
+    @_builtins.property
+    def plan(self) -> Global___UpdatePlan:
+        """For a change of the spec, with `validate_only`: what would become of each field."""
 
     def __init__(
         self,
         *,
         guest: _guest_pb2.Guest | None = ...,
+        operation: _operations_pb2.Operation | None = ...,
+        plan: Global___UpdatePlan | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["guest", b"guest"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["guest", b"guest", "operation", b"operation", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["guest", b"guest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guest", b"guest", "operation", b"operation", "plan", b"plan"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateGuestResponse: _TypeAlias = UpdateGuestResponse  # noqa: Y015
+
+@_typing.final
+class FieldChange(_message.Message):
+    """What becomes of one changed field."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    OLD_FIELD_NUMBER: _builtins.int
+    NEW_FIELD_NUMBER: _builtins.int
+    EFFECT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """Path of the field, for example `spec.vcpus` or `spec.disks[data].io_tune`."""
+    old: _builtins.str
+    """The value that it has, as JSON; empty: none. Secrets are never shown."""
+    new: _builtins.str
+    """The value that it would have, as JSON; empty: none. Secrets are never shown."""
+    effect: Global___UpdateEffect.ValueType
+    """What the change does."""
+    reason: _builtins.str
+    """Why; set unless LIVE."""
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        old: _builtins.str = ...,
+        new: _builtins.str = ...,
+        effect: Global___UpdateEffect.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effect", b"effect", "field", b"field", "new", b"new", "old", b"old", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FieldChange: _TypeAlias = FieldChange  # noqa: Y015
+
+@_typing.final
+class UpdatePlan(_message.Message):
+    """What an update would do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    NATIVE_FIELD_NUMBER: _builtins.int
+    NATIVE_FORMAT_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The guest."""
+    native: _builtins.str
+    """The native configuration after the update."""
+    native_format: _builtins.str
+    """Its format, for example `libvirt-xml`."""
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldChange]:
+        """Every field that would change; empty: nothing."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Warnings."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        changes: _abc.Iterable[Global___FieldChange] | None = ...,
+        native: _builtins.str = ...,
+        native_format: _builtins.str = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "name", b"name", "native", b"native", "native_format", b"native_format", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdatePlan: _TypeAlias = UpdatePlan  # noqa: Y015
 
 @_typing.final
 class DeleteGuestRequest(_message.Message):
@@ -359,12 +598,13 @@ class DeleteGuestRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     ON_CONFLICT_FIELD_NUMBER: _builtins.int
+    DISK_POLICY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`hosts/{host}/guests/{guest}`."""
     force: _builtins.bool
     """Stop it first if it runs; otherwise a running guest is FAILED_PRECONDITION INVALID_STATE."""
     keep_disks: _builtins.bool
-    """Keep the disks that virtd created for it."""
+    """The same as `disk_policy` KEEP."""
     etag: _builtins.str
     """Delete only if the guest still has this etag; empty: whatever it has."""
     request_id: _builtins.str
@@ -373,6 +613,10 @@ class DeleteGuestRequest(_message.Message):
     """Check only."""
     on_conflict: _capability_pb2.ConflictPolicy.ValueType
     """What to do when another operation works on the guest."""
+    disk_policy: Global___DiskPolicy.ValueType
+    """What becomes of the disks that virtd created for it; default: as configured (`trash.on_delete`),
+    or KEEP with `keep_disks`.
+    """
     def __init__(
         self,
         *,
@@ -383,10 +627,11 @@ class DeleteGuestRequest(_message.Message):
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
         on_conflict: _capability_pb2.ConflictPolicy.ValueType = ...,
+        disk_policy: Global___DiskPolicy.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "force", b"force", "keep_disks", b"keep_disks", "name", b"name", "on_conflict", b"on_conflict", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_policy", b"disk_policy", "etag", b"etag", "force", b"force", "keep_disks", b"keep_disks", "name", b"name", "on_conflict", b"on_conflict", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -891,6 +1136,258 @@ class SuspendGuestResponse(_message.Message):
 Global___SuspendGuestResponse: _TypeAlias = SuspendGuestResponse  # noqa: Y015
 
 @_typing.final
+class DiscardSavedStateRequest(_message.Message):
+    """Request of DiscardSavedState."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ON_CONFLICT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`hosts/{host}/guests/{guest}`."""
+    request_id: _builtins.str
+    """UUID of this request."""
+    validate_only: _builtins.bool
+    """Check only."""
+    on_conflict: _capability_pb2.ConflictPolicy.ValueType
+    """What to do when another operation works on the guest."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        on_conflict: _capability_pb2.ConflictPolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "on_conflict", b"on_conflict", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiscardSavedStateRequest: _TypeAlias = DiscardSavedStateRequest  # noqa: Y015
+
+@_typing.final
+class DiscardSavedStateResponse(_message.Message):
+    """Response of DiscardSavedState."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> _operations_pb2.Operation:
+        """The operation; its response is a Guest. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        operation: _operations_pb2.Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiscardSavedStateResponse: _TypeAlias = DiscardSavedStateResponse  # noqa: Y015
+
+@_typing.final
+class CloneGuestRequest(_message.Message):
+    """Request of CloneGuest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class AnnotationsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    GUEST_ID_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    ANNOTATIONS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ON_CONFLICT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The guest to clone: `hosts/{host}/guests/{guest}`. It must be stopped."""
+    guest_id: _builtins.str
+    """Id of the new guest, on the same host. Required."""
+    mode: Global___CloneMode.ValueType
+    """Whether the disks are copied or shared; default FULL."""
+    pool: _builtins.str
+    """Id of the pool for the new disks; empty: the pool of each disk that is cloned, or the default pool."""
+    start: _builtins.bool
+    """Start it as well; part of the same operation."""
+    display_name: _builtins.str
+    """Title of the new guest; empty: none."""
+    request_id: _builtins.str
+    """UUID of this request."""
+    validate_only: _builtins.bool
+    """Check only and return the plan."""
+    on_conflict: _capability_pb2.ConflictPolicy.ValueType
+    """What to do when another operation works on one of the two guests."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels of the new guest; empty: those of the guest that is cloned."""
+
+    @_builtins.property
+    def annotations(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Notes on the new guest; empty: none."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        guest_id: _builtins.str = ...,
+        mode: Global___CloneMode.ValueType = ...,
+        pool: _builtins.str = ...,
+        start: _builtins.bool = ...,
+        display_name: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        annotations: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        on_conflict: _capability_pb2.ConflictPolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "display_name", b"display_name", "guest_id", b"guest_id", "labels", b"labels", "mode", b"mode", "name", b"name", "on_conflict", b"on_conflict", "pool", b"pool", "request_id", b"request_id", "start", b"start", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloneGuestRequest: _TypeAlias = CloneGuestRequest  # noqa: Y015
+
+@_typing.final
+class CloneGuestResponse(_message.Message):
+    """Response of CloneGuest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> _operations_pb2.Operation:
+        """The operation; its response is the new Guest. Absent with `validate_only`."""
+
+    @_builtins.property
+    def plan(self) -> Global___HostPlan:
+        """With `validate_only`: what would be made."""
+
+    def __init__(
+        self,
+        *,
+        operation: _operations_pb2.Operation | None = ...,
+        plan: Global___HostPlan | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation", "plan", b"plan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation", "plan", b"plan"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloneGuestResponse: _TypeAlias = CloneGuestResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseGuestRequest(_message.Message):
+    """Request of ReleaseGuest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ON_CONFLICT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`hosts/{host}/guests/{guest}`."""
+    request_id: _builtins.str
+    """UUID of this request."""
+    validate_only: _builtins.bool
+    """Check only."""
+    on_conflict: _capability_pb2.ConflictPolicy.ValueType
+    """What to do when another operation works on the guest."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        on_conflict: _capability_pb2.ConflictPolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "on_conflict", b"on_conflict", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseGuestRequest: _TypeAlias = ReleaseGuestRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseGuestResponse(_message.Message):
+    """Response of ReleaseGuest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> _operations_pb2.Operation:
+        """The operation; its response is a Guest. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        operation: _operations_pb2.Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseGuestResponse: _TypeAlias = ReleaseGuestResponse  # noqa: Y015
+
+@_typing.final
 class AdoptGuestRequest(_message.Message):
     """Request of AdoptGuest."""
 
@@ -992,6 +1489,7 @@ class HostPlan(_message.Message):
     VERDICTS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    UPDATE_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     """`hosts/{host}`."""
     native: _builtins.str
@@ -1010,6 +1508,12 @@ class HostPlan(_message.Message):
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Warnings."""
 
+    @_builtins.property
+    def update(self) -> Global___UpdatePlan:
+        """Where PlanGuest was given the name of a guest that there is: what an update would do. The other fields
+        but host and error are then empty.
+        """
+
     def __init__(
         self,
         *,
@@ -1019,10 +1523,11 @@ class HostPlan(_message.Message):
         verdicts: _abc.Iterable[Global___FieldVerdict] | None = ...,
         error: _capability_pb2.ErrorRecord | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        update: Global___UpdatePlan | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "update", b"update"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "host", b"host", "native", b"native", "native_format", b"native_format", "verdicts", b"verdicts", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "host", b"host", "native", b"native", "native_format", b"native_format", "update", b"update", "verdicts", b"verdicts", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1037,8 +1542,17 @@ class PlanGuestRequest(_message.Message):
     HOSTS_FIELD_NUMBER: _builtins.int
     GUEST_FIELD_NUMBER: _builtins.int
     GUEST_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    UPDATE_FIELDS_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
     guest_id: _builtins.str
     """The id that it would have; empty: `plan`."""
+    name: _builtins.str
+    """Instead of `hosts` and `guest_id`: the guest's name. If there is such a guest, the answer is what an
+    update would do; otherwise what a creation would.
+    """
+    mode: Global___UpdateMode.ValueType
+    """With `name`: as in UpdateGuestRequest."""
     @_builtins.property
     def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """`hosts/{host}`, several or `hosts/-` for all."""
@@ -1047,16 +1561,25 @@ class PlanGuestRequest(_message.Message):
     def guest(self) -> _guest_pb2.Guest:
         """The guest, as for CreateGuest."""
 
+    @_builtins.property
+    def update_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With `name`: as in UpdateGuestRequest; empty: `spec`, and of display name, labels and annotations what
+        the request sets.
+        """
+
     def __init__(
         self,
         *,
         hosts: _abc.Iterable[_builtins.str] | None = ...,
         guest: _guest_pb2.Guest | None = ...,
         guest_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        update_fields: _abc.Iterable[_builtins.str] | None = ...,
+        mode: Global___UpdateMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["guest", b"guest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["guest", b"guest", "guest_id", b"guest_id", "hosts", b"hosts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guest", b"guest", "guest_id", b"guest_id", "hosts", b"hosts", "mode", b"mode", "name", b"name", "update_fields", b"update_fields"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -105,10 +105,25 @@ class GuestServiceStub(object):
                 request_serializer=virtd_dot_v1_dot_guest__service__pb2.SuspendGuestRequest.SerializeToString,
                 response_deserializer=virtd_dot_v1_dot_guest__service__pb2.SuspendGuestResponse.FromString,
                 _registered_method=True)
+        self.DiscardSavedState = channel.unary_unary(
+                '/virtd.v1.GuestService/DiscardSavedState',
+                request_serializer=virtd_dot_v1_dot_guest__service__pb2.DiscardSavedStateRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_guest__service__pb2.DiscardSavedStateResponse.FromString,
+                _registered_method=True)
+        self.CloneGuest = channel.unary_unary(
+                '/virtd.v1.GuestService/CloneGuest',
+                request_serializer=virtd_dot_v1_dot_guest__service__pb2.CloneGuestRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_guest__service__pb2.CloneGuestResponse.FromString,
+                _registered_method=True)
         self.AdoptGuest = channel.unary_unary(
                 '/virtd.v1.GuestService/AdoptGuest',
                 request_serializer=virtd_dot_v1_dot_guest__service__pb2.AdoptGuestRequest.SerializeToString,
                 response_deserializer=virtd_dot_v1_dot_guest__service__pb2.AdoptGuestResponse.FromString,
+                _registered_method=True)
+        self.ReleaseGuest = channel.unary_unary(
+                '/virtd.v1.GuestService/ReleaseGuest',
+                request_serializer=virtd_dot_v1_dot_guest__service__pb2.ReleaseGuestRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_guest__service__pb2.ReleaseGuestResponse.FromString,
                 _registered_method=True)
         self.PlanGuest = channel.unary_unary(
                 '/virtd.v1.GuestService/PlanGuest',
@@ -156,16 +171,26 @@ class GuestServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateGuest(self, request, context):
-        """Changes display name, labels or annotations. Errors: ABORTED ETAG_MISMATCH; INVALID_ARGUMENT
-        FIELD_INVALID for a mask that names other fields.
+        """Changes a guest. Display name, labels and annotations alone are changed at once, and the response has
+        the guest; as soon as `update_fields` names the spec or a part of it, the response has an operation.
+        A path takes the value that the request has there, also an absent one: it is the default then. Entries
+        of disks, interfaces, filesystems and host devices are matched by name and changed field by field: what
+        an entry leaves out stays. The path `spec` stands for every field that the request's spec sets; what it
+        leaves out stays. So the same document sent twice changes nothing the second time.
+        A reboot inside the guest does not apply what waits for the next start (`status.pending_restart_fields`):
+        the guest has to be stopped and started.
+        Errors: ABORTED ETAG_MISMATCH; INVALID_ARGUMENT FIELD_INVALID, FIELD_UNSUPPORTED, PATH_NOT_ALLOWED;
+        NOT_FOUND as for CreateGuest; FAILED_PRECONDITION RESTART_REQUIRED, REPLACE_REQUIRED, VOLUME_IN_USE;
+        RESOURCE_EXHAUSTED STORAGE_FULL. Errors of the operation: FAILED_PRECONDITION DEVICE_BUSY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteGuest(self, request, context):
-        """Deletes a guest, stopping it first if `force`, with its snapshots and, unless `keep_disks`,
-        with the disks that virtd created for it. A guest in an unknown native state can be deleted.
+        """Deletes a guest, stopping it first if `force`, with its snapshots; `disk_policy` says what becomes of
+        the disks that virtd created for it. A guest in an unknown native state can be deleted. Errors:
+        FAILED_PRECONDITION GUEST_PROTECTED; CAPABILITY_UNSUPPORTED for TRASH where the host has none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -194,7 +219,8 @@ class GuestServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RebootGuest(self, request, context):
-        """Asks the guest's system to reboot; where the hypervisor cannot, shuts down and starts.
+        """Asks the guest's system to reboot and waits until it does; where the hypervisor cannot ask, shuts
+        down and starts. Errors of the operation: DEADLINE_EXCEEDED REBOOT_IGNORED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -228,8 +254,33 @@ class GuestServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DiscardSavedState(self, request, context):
+        """Throws the saved memory of a suspended guest away: it is stopped then, as after a power cut.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloneGuest(self, request, context):
+        """Makes a new guest like a stopped one, with its own UUID, MAC addresses, disks and firmware
+        variables. Errors: ALREADY_EXISTS GUEST_EXISTS; FAILED_PRECONDITION CLONE_IMPOSSIBLE; NOT_FOUND
+        POOL_NOT_FOUND; RESOURCE_EXHAUSTED STORAGE_FULL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AdoptGuest(self, request, context):
-        """Takes a foreign guest under management. Nothing in the guest changes.
+        """Takes a foreign guest under management. Nothing in the guest changes; what the spec cannot express
+        is in `status.unmodelled`, and stays. Its disks are not virtd's: deleting it keeps them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseGuest(self, request, context):
+        """Lets go of a guest: virtd forgets its spec and labels, the guest and its disks stay as they are and
+        are listed as foreign. The inverse of AdoptGuest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -237,7 +288,8 @@ class GuestServiceServicer(object):
 
     def PlanGuest(self, request, context):
         """What a spec would become on one or several hosts: the native configuration, and each field that
-        is not carried out exactly, with the reason. No side effect.
+        is not carried out exactly, with the reason. With `name` it is what CreateGuest or, where there is
+        such a guest, UpdateGuest would do with it. No side effect.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -318,10 +370,25 @@ def add_GuestServiceServicer_to_server(servicer, server):
                     request_deserializer=virtd_dot_v1_dot_guest__service__pb2.SuspendGuestRequest.FromString,
                     response_serializer=virtd_dot_v1_dot_guest__service__pb2.SuspendGuestResponse.SerializeToString,
             ),
+            'DiscardSavedState': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiscardSavedState,
+                    request_deserializer=virtd_dot_v1_dot_guest__service__pb2.DiscardSavedStateRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_guest__service__pb2.DiscardSavedStateResponse.SerializeToString,
+            ),
+            'CloneGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloneGuest,
+                    request_deserializer=virtd_dot_v1_dot_guest__service__pb2.CloneGuestRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_guest__service__pb2.CloneGuestResponse.SerializeToString,
+            ),
             'AdoptGuest': grpc.unary_unary_rpc_method_handler(
                     servicer.AdoptGuest,
                     request_deserializer=virtd_dot_v1_dot_guest__service__pb2.AdoptGuestRequest.FromString,
                     response_serializer=virtd_dot_v1_dot_guest__service__pb2.AdoptGuestResponse.SerializeToString,
+            ),
+            'ReleaseGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseGuest,
+                    request_deserializer=virtd_dot_v1_dot_guest__service__pb2.ReleaseGuestRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_guest__service__pb2.ReleaseGuestResponse.SerializeToString,
             ),
             'PlanGuest': grpc.unary_unary_rpc_method_handler(
                     servicer.PlanGuest,
@@ -702,6 +769,60 @@ class GuestService(object):
             _registered_method=True)
 
     @staticmethod
+    def DiscardSavedState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/virtd.v1.GuestService/DiscardSavedState',
+            virtd_dot_v1_dot_guest__service__pb2.DiscardSavedStateRequest.SerializeToString,
+            virtd_dot_v1_dot_guest__service__pb2.DiscardSavedStateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloneGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/virtd.v1.GuestService/CloneGuest',
+            virtd_dot_v1_dot_guest__service__pb2.CloneGuestRequest.SerializeToString,
+            virtd_dot_v1_dot_guest__service__pb2.CloneGuestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def AdoptGuest(request,
             target,
             options=(),
@@ -718,6 +839,33 @@ class GuestService(object):
             '/virtd.v1.GuestService/AdoptGuest',
             virtd_dot_v1_dot_guest__service__pb2.AdoptGuestRequest.SerializeToString,
             virtd_dot_v1_dot_guest__service__pb2.AdoptGuestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/virtd.v1.GuestService/ReleaseGuest',
+            virtd_dot_v1_dot_guest__service__pb2.ReleaseGuestRequest.SerializeToString,
+            virtd_dot_v1_dot_guest__service__pb2.ReleaseGuestResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,12 +51,22 @@ class GuestServiceStub:
     seen there, with `stale_since`, and an entry in `host_errors`; never a failed list.
     """
     UpdateGuest: _grpc.UnaryUnaryMultiCallable[_guest_service_pb2.UpdateGuestRequest, _guest_service_pb2.UpdateGuestResponse]
-    """Changes display name, labels or annotations. Errors: ABORTED ETAG_MISMATCH; INVALID_ARGUMENT
-    FIELD_INVALID for a mask that names other fields.
+    """Changes a guest. Display name, labels and annotations alone are changed at once, and the response has
+    the guest; as soon as `update_fields` names the spec or a part of it, the response has an operation.
+    A path takes the value that the request has there, also an absent one: it is the default then. Entries
+    of disks, interfaces, filesystems and host devices are matched by name and changed field by field: what
+    an entry leaves out stays. The path `spec` stands for every field that the request's spec sets; what it
+    leaves out stays. So the same document sent twice changes nothing the second time.
+    A reboot inside the guest does not apply what waits for the next start (`status.pending_restart_fields`):
+    the guest has to be stopped and started.
+    Errors: ABORTED ETAG_MISMATCH; INVALID_ARGUMENT FIELD_INVALID, FIELD_UNSUPPORTED, PATH_NOT_ALLOWED;
+    NOT_FOUND as for CreateGuest; FAILED_PRECONDITION RESTART_REQUIRED, REPLACE_REQUIRED, VOLUME_IN_USE;
+    RESOURCE_EXHAUSTED STORAGE_FULL. Errors of the operation: FAILED_PRECONDITION DEVICE_BUSY.
     """
     DeleteGuest: _grpc.UnaryUnaryMultiCallable[_guest_service_pb2.DeleteGuestRequest, _guest_service_pb2.DeleteGuestResponse]
-    """Deletes a guest, stopping it first if `force`, with its snapshots and, unless `keep_disks`,
-    with the disks that virtd created for it. A guest in an unknown native state can be deleted.
+    """Deletes a guest, stopping it first if `force`, with its snapshots; `disk_policy` says what becomes of
+    the disks that virtd created for it. A guest in an unknown native state can be deleted. Errors:
+    FAILED_PRECONDITION GUEST_PROTECTED; CAPABILITY_UNSUPPORTED for TRASH where the host has none.
     """
     StartGuest: _grpc.UnaryUnaryMultiCallable[_guest_service_pb2.StartGuestRequest, _guest_service_pb2.StartGuestResponse]
     """Starts a guest, or restores a suspended one."""
@@ -67,7 +77,9 @@ class GuestServiceStub:
     StopGuest: _grpc.UnaryUnaryMultiCallable[_guest_service_pb2.StopGuestRequest, _guest_service_pb2.StopGuestResponse]
     """Cuts the power at once. A shutdown that is under way is cancelled for it."""
     RebootGuest: _grpc.UnaryUnaryMultiCallable[_guest_service_pb2.RebootGuestRequest, _guest_service_pb2.RebootGuestResponse]
-    """Asks the guest's system to reboot; where the hypervisor cannot, shuts down and starts."""
+    """Asks the guest's system to reboot and waits until it does; where the hypervisor cannot ask, shuts
+    down and starts. Errors of the operation: DEADLINE_EXCEEDED REBOOT_IGNORED.
+    """
     ResetGuest: _grpc.UnaryUnaryMultiCallable[_guest_service_pb2.ResetGuestRequest, _guest_service_pb2.ResetGuestResponse]
     """Resets at once, as by the reset button."""
     PauseGuest: _grpc.UnaryUnaryMultiCallable[_guest_service_pb2.PauseGuestRequest, _guest_service_pb2.PauseGuestResponse]
@@ -76,11 +88,25 @@ class GuestServiceStub:
     """Continues a paused guest."""
     SuspendGuest: _grpc.UnaryUnaryMultiCallable[_guest_service_pb2.SuspendGuestRequest, _guest_service_pb2.SuspendGuestResponse]
     """Saves a running guest to disk and stops it; StartGuest restores it."""
+    DiscardSavedState: _grpc.UnaryUnaryMultiCallable[_guest_service_pb2.DiscardSavedStateRequest, _guest_service_pb2.DiscardSavedStateResponse]
+    """Throws the saved memory of a suspended guest away: it is stopped then, as after a power cut."""
+    CloneGuest: _grpc.UnaryUnaryMultiCallable[_guest_service_pb2.CloneGuestRequest, _guest_service_pb2.CloneGuestResponse]
+    """Makes a new guest like a stopped one, with its own UUID, MAC addresses, disks and firmware
+    variables. Errors: ALREADY_EXISTS GUEST_EXISTS; FAILED_PRECONDITION CLONE_IMPOSSIBLE; NOT_FOUND
+    POOL_NOT_FOUND; RESOURCE_EXHAUSTED STORAGE_FULL.
+    """
     AdoptGuest: _grpc.UnaryUnaryMultiCallable[_guest_service_pb2.AdoptGuestRequest, _guest_service_pb2.AdoptGuestResponse]
-    """Takes a foreign guest under management. Nothing in the guest changes."""
+    """Takes a foreign guest under management. Nothing in the guest changes; what the spec cannot express
+    is in `status.unmodelled`, and stays. Its disks are not virtd's: deleting it keeps them.
+    """
+    ReleaseGuest: _grpc.UnaryUnaryMultiCallable[_guest_service_pb2.ReleaseGuestRequest, _guest_service_pb2.ReleaseGuestResponse]
+    """Lets go of a guest: virtd forgets its spec and labels, the guest and its disks stay as they are and
+    are listed as foreign. The inverse of AdoptGuest.
+    """
     PlanGuest: _grpc.UnaryUnaryMultiCallable[_guest_service_pb2.PlanGuestRequest, _guest_service_pb2.PlanGuestResponse]
     """What a spec would become on one or several hosts: the native configuration, and each field that
-    is not carried out exactly, with the reason. No side effect.
+    is not carried out exactly, with the reason. With `name` it is what CreateGuest or, where there is
+    such a guest, UpdateGuest would do with it. No side effect.
     """
     WaitGuest: _grpc.UnaryUnaryMultiCallable[_guest_service_pb2.WaitGuestRequest, _guest_service_pb2.WaitGuestResponse]
     """Waits until a condition or state holds. Errors: DEADLINE_EXCEEDED DEADLINE_EXCEEDED."""
@@ -108,12 +134,22 @@ class GuestServiceAsyncStub(GuestServiceStub):
     seen there, with `stale_since`, and an entry in `host_errors`; never a failed list.
     """
     UpdateGuest: _aio.UnaryUnaryMultiCallable[_guest_service_pb2.UpdateGuestRequest, _guest_service_pb2.UpdateGuestResponse]  # type: ignore[assignment]
-    """Changes display name, labels or annotations. Errors: ABORTED ETAG_MISMATCH; INVALID_ARGUMENT
-    FIELD_INVALID for a mask that names other fields.
+    """Changes a guest. Display name, labels and annotations alone are changed at once, and the response has
+    the guest; as soon as `update_fields` names the spec or a part of it, the response has an operation.
+    A path takes the value that the request has there, also an absent one: it is the default then. Entries
+    of disks, interfaces, filesystems and host devices are matched by name and changed field by field: what
+    an entry leaves out stays. The path `spec` stands for every field that the request's spec sets; what it
+    leaves out stays. So the same document sent twice changes nothing the second time.
+    A reboot inside the guest does not apply what waits for the next start (`status.pending_restart_fields`):
+    the guest has to be stopped and started.
+    Errors: ABORTED ETAG_MISMATCH; INVALID_ARGUMENT FIELD_INVALID, FIELD_UNSUPPORTED, PATH_NOT_ALLOWED;
+    NOT_FOUND as for CreateGuest; FAILED_PRECONDITION RESTART_REQUIRED, REPLACE_REQUIRED, VOLUME_IN_USE;
+    RESOURCE_EXHAUSTED STORAGE_FULL. Errors of the operation: FAILED_PRECONDITION DEVICE_BUSY.
     """
     DeleteGuest: _aio.UnaryUnaryMultiCallable[_guest_service_pb2.DeleteGuestRequest, _guest_service_pb2.DeleteGuestResponse]  # type: ignore[assignment]
-    """Deletes a guest, stopping it first if `force`, with its snapshots and, unless `keep_disks`,
-    with the disks that virtd created for it. A guest in an unknown native state can be deleted.
+    """Deletes a guest, stopping it first if `force`, with its snapshots; `disk_policy` says what becomes of
+    the disks that virtd created for it. A guest in an unknown native state can be deleted. Errors:
+    FAILED_PRECONDITION GUEST_PROTECTED; CAPABILITY_UNSUPPORTED for TRASH where the host has none.
     """
     StartGuest: _aio.UnaryUnaryMultiCallable[_guest_service_pb2.StartGuestRequest, _guest_service_pb2.StartGuestResponse]  # type: ignore[assignment]
     """Starts a guest, or restores a suspended one."""
@@ -124,7 +160,9 @@ class GuestServiceAsyncStub(GuestServiceStub):
     StopGuest: _aio.UnaryUnaryMultiCallable[_guest_service_pb2.StopGuestRequest, _guest_service_pb2.StopGuestResponse]  # type: ignore[assignment]
     """Cuts the power at once. A shutdown that is under way is cancelled for it."""
     RebootGuest: _aio.UnaryUnaryMultiCallable[_guest_service_pb2.RebootGuestRequest, _guest_service_pb2.RebootGuestResponse]  # type: ignore[assignment]
-    """Asks the guest's system to reboot; where the hypervisor cannot, shuts down and starts."""
+    """Asks the guest's system to reboot and waits until it does; where the hypervisor cannot ask, shuts
+    down and starts. Errors of the operation: DEADLINE_EXCEEDED REBOOT_IGNORED.
+    """
     ResetGuest: _aio.UnaryUnaryMultiCallable[_guest_service_pb2.ResetGuestRequest, _guest_service_pb2.ResetGuestResponse]  # type: ignore[assignment]
     """Resets at once, as by the reset button."""
     PauseGuest: _aio.UnaryUnaryMultiCallable[_guest_service_pb2.PauseGuestRequest, _guest_service_pb2.PauseGuestResponse]  # type: ignore[assignment]
@@ -133,11 +171,25 @@ class GuestServiceAsyncStub(GuestServiceStub):
     """Continues a paused guest."""
     SuspendGuest: _aio.UnaryUnaryMultiCallable[_guest_service_pb2.SuspendGuestRequest, _guest_service_pb2.SuspendGuestResponse]  # type: ignore[assignment]
     """Saves a running guest to disk and stops it; StartGuest restores it."""
+    DiscardSavedState: _aio.UnaryUnaryMultiCallable[_guest_service_pb2.DiscardSavedStateRequest, _guest_service_pb2.DiscardSavedStateResponse]  # type: ignore[assignment]
+    """Throws the saved memory of a suspended guest away: it is stopped then, as after a power cut."""
+    CloneGuest: _aio.UnaryUnaryMultiCallable[_guest_service_pb2.CloneGuestRequest, _guest_service_pb2.CloneGuestResponse]  # type: ignore[assignment]
+    """Makes a new guest like a stopped one, with its own UUID, MAC addresses, disks and firmware
+    variables. Errors: ALREADY_EXISTS GUEST_EXISTS; FAILED_PRECONDITION CLONE_IMPOSSIBLE; NOT_FOUND
+    POOL_NOT_FOUND; RESOURCE_EXHAUSTED STORAGE_FULL.
+    """
     AdoptGuest: _aio.UnaryUnaryMultiCallable[_guest_service_pb2.AdoptGuestRequest, _guest_service_pb2.AdoptGuestResponse]  # type: ignore[assignment]
-    """Takes a foreign guest under management. Nothing in the guest changes."""
+    """Takes a foreign guest under management. Nothing in the guest changes; what the spec cannot express
+    is in `status.unmodelled`, and stays. Its disks are not virtd's: deleting it keeps them.
+    """
+    ReleaseGuest: _aio.UnaryUnaryMultiCallable[_guest_service_pb2.ReleaseGuestRequest, _guest_service_pb2.ReleaseGuestResponse]  # type: ignore[assignment]
+    """Lets go of a guest: virtd forgets its spec and labels, the guest and its disks stay as they are and
+    are listed as foreign. The inverse of AdoptGuest.
+    """
     PlanGuest: _aio.UnaryUnaryMultiCallable[_guest_service_pb2.PlanGuestRequest, _guest_service_pb2.PlanGuestResponse]  # type: ignore[assignment]
     """What a spec would become on one or several hosts: the native configuration, and each field that
-    is not carried out exactly, with the reason. No side effect.
+    is not carried out exactly, with the reason. With `name` it is what CreateGuest or, where there is
+    such a guest, UpdateGuest would do with it. No side effect.
     """
     WaitGuest: _aio.UnaryUnaryMultiCallable[_guest_service_pb2.WaitGuestRequest, _guest_service_pb2.WaitGuestResponse]  # type: ignore[assignment]
     """Waits until a condition or state holds. Errors: DEADLINE_EXCEEDED DEADLINE_EXCEEDED."""
@@ -186,8 +238,17 @@ class GuestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _guest_service_pb2.UpdateGuestRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_guest_service_pb2.UpdateGuestResponse, _abc.Awaitable[_guest_service_pb2.UpdateGuestResponse]]:
-        """Changes display name, labels or annotations. Errors: ABORTED ETAG_MISMATCH; INVALID_ARGUMENT
-        FIELD_INVALID for a mask that names other fields.
+        """Changes a guest. Display name, labels and annotations alone are changed at once, and the response has
+        the guest; as soon as `update_fields` names the spec or a part of it, the response has an operation.
+        A path takes the value that the request has there, also an absent one: it is the default then. Entries
+        of disks, interfaces, filesystems and host devices are matched by name and changed field by field: what
+        an entry leaves out stays. The path `spec` stands for every field that the request's spec sets; what it
+        leaves out stays. So the same document sent twice changes nothing the second time.
+        A reboot inside the guest does not apply what waits for the next start (`status.pending_restart_fields`):
+        the guest has to be stopped and started.
+        Errors: ABORTED ETAG_MISMATCH; INVALID_ARGUMENT FIELD_INVALID, FIELD_UNSUPPORTED, PATH_NOT_ALLOWED;
+        NOT_FOUND as for CreateGuest; FAILED_PRECONDITION RESTART_REQUIRED, REPLACE_REQUIRED, VOLUME_IN_USE;
+        RESOURCE_EXHAUSTED STORAGE_FULL. Errors of the operation: FAILED_PRECONDITION DEVICE_BUSY.
         """
 
     @_abc_1.abstractmethod
@@ -196,8 +257,9 @@ class GuestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _guest_service_pb2.DeleteGuestRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_guest_service_pb2.DeleteGuestResponse, _abc.Awaitable[_guest_service_pb2.DeleteGuestResponse]]:
-        """Deletes a guest, stopping it first if `force`, with its snapshots and, unless `keep_disks`,
-        with the disks that virtd created for it. A guest in an unknown native state can be deleted.
+        """Deletes a guest, stopping it first if `force`, with its snapshots; `disk_policy` says what becomes of
+        the disks that virtd created for it. A guest in an unknown native state can be deleted. Errors:
+        FAILED_PRECONDITION GUEST_PROTECTED; CAPABILITY_UNSUPPORTED for TRASH where the host has none.
         """
 
     @_abc_1.abstractmethod
@@ -232,7 +294,9 @@ class GuestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _guest_service_pb2.RebootGuestRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_guest_service_pb2.RebootGuestResponse, _abc.Awaitable[_guest_service_pb2.RebootGuestResponse]]:
-        """Asks the guest's system to reboot; where the hypervisor cannot, shuts down and starts."""
+        """Asks the guest's system to reboot and waits until it does; where the hypervisor cannot ask, shuts
+        down and starts. Errors of the operation: DEADLINE_EXCEEDED REBOOT_IGNORED.
+        """
 
     @_abc_1.abstractmethod
     def ResetGuest(
@@ -267,12 +331,43 @@ class GuestServiceServicer(metaclass=_abc_1.ABCMeta):
         """Saves a running guest to disk and stops it; StartGuest restores it."""
 
     @_abc_1.abstractmethod
+    def DiscardSavedState(
+        self,
+        request: _guest_service_pb2.DiscardSavedStateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_guest_service_pb2.DiscardSavedStateResponse, _abc.Awaitable[_guest_service_pb2.DiscardSavedStateResponse]]:
+        """Throws the saved memory of a suspended guest away: it is stopped then, as after a power cut."""
+
+    @_abc_1.abstractmethod
+    def CloneGuest(
+        self,
+        request: _guest_service_pb2.CloneGuestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_guest_service_pb2.CloneGuestResponse, _abc.Awaitable[_guest_service_pb2.CloneGuestResponse]]:
+        """Makes a new guest like a stopped one, with its own UUID, MAC addresses, disks and firmware
+        variables. Errors: ALREADY_EXISTS GUEST_EXISTS; FAILED_PRECONDITION CLONE_IMPOSSIBLE; NOT_FOUND
+        POOL_NOT_FOUND; RESOURCE_EXHAUSTED STORAGE_FULL.
+        """
+
+    @_abc_1.abstractmethod
     def AdoptGuest(
         self,
         request: _guest_service_pb2.AdoptGuestRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_guest_service_pb2.AdoptGuestResponse, _abc.Awaitable[_guest_service_pb2.AdoptGuestResponse]]:
-        """Takes a foreign guest under management. Nothing in the guest changes."""
+        """Takes a foreign guest under management. Nothing in the guest changes; what the spec cannot express
+        is in `status.unmodelled`, and stays. Its disks are not virtd's: deleting it keeps them.
+        """
+
+    @_abc_1.abstractmethod
+    def ReleaseGuest(
+        self,
+        request: _guest_service_pb2.ReleaseGuestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_guest_service_pb2.ReleaseGuestResponse, _abc.Awaitable[_guest_service_pb2.ReleaseGuestResponse]]:
+        """Lets go of a guest: virtd forgets its spec and labels, the guest and its disks stay as they are and
+        are listed as foreign. The inverse of AdoptGuest.
+        """
 
     @_abc_1.abstractmethod
     def PlanGuest(
@@ -281,7 +376,8 @@ class GuestServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_guest_service_pb2.PlanGuestResponse, _abc.Awaitable[_guest_service_pb2.PlanGuestResponse]]:
         """What a spec would become on one or several hosts: the native configuration, and each field that
-        is not carried out exactly, with the reason. No side effect.
+        is not carried out exactly, with the reason. With `name` it is what CreateGuest or, where there is
+        such a guest, UpdateGuest would do with it. No side effect.
         """
 
     @_abc_1.abstractmethod

@@ -49,6 +49,38 @@ HOST_STATE_UNREACHABLE: HostState.ValueType  # 3
 """It does not answer; virtd keeps trying. Its guests are shown as last seen, with `stale_since`."""
 Global___HostState: _TypeAlias = HostState  # noqa: Y015
 
+class _CheckStatus:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CheckStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CheckStatus.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHECK_STATUS_UNSPECIFIED: _CheckStatus.ValueType  # 0
+    """Never sent."""
+    CHECK_STATUS_OK: _CheckStatus.ValueType  # 1
+    """Nothing to do."""
+    CHECK_STATUS_WARNING: _CheckStatus.ValueType  # 2
+    """Something does not work, or soon will not."""
+    CHECK_STATUS_PROBLEM: _CheckStatus.ValueType  # 3
+    """Guests cannot run, or run far slower than they should."""
+    CHECK_STATUS_UNKNOWN: _CheckStatus.ValueType  # 4
+    """The check could not be made; the summary says why."""
+
+class CheckStatus(_CheckStatus, metaclass=_CheckStatusEnumTypeWrapper):
+    """How a check ended."""
+
+CHECK_STATUS_UNSPECIFIED: CheckStatus.ValueType  # 0
+"""Never sent."""
+CHECK_STATUS_OK: CheckStatus.ValueType  # 1
+"""Nothing to do."""
+CHECK_STATUS_WARNING: CheckStatus.ValueType  # 2
+"""Something does not work, or soon will not."""
+CHECK_STATUS_PROBLEM: CheckStatus.ValueType  # 3
+"""Guests cannot run, or run far slower than they should."""
+CHECK_STATUS_UNKNOWN: CheckStatus.ValueType  # 4
+"""The check could not be made; the summary says why."""
+Global___CheckStatus: _TypeAlias = CheckStatus  # noqa: Y015
+
 @_typing.final
 class AcceleratorStatus(_message.Message):
     """Whether an accelerator really works on a host."""
@@ -580,3 +612,83 @@ class GetCapabilitiesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetCapabilitiesResponse: _TypeAlias = GetCapabilitiesResponse  # noqa: Y015
+
+@_typing.final
+class HostCheck(_message.Message):
+    """One check of a host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    REMEDY_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """A stable word for it, for example `kvm.device`."""
+    status: Global___CheckStatus.ValueType
+    """How it ended."""
+    summary: _builtins.str
+    """What was found."""
+    remedy: _builtins.str
+    """What to do; empty where there is nothing to do."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        status: Global___CheckStatus.ValueType = ...,
+        summary: _builtins.str = ...,
+        remedy: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "remedy", b"remedy", "status", b"status", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostCheck: _TypeAlias = HostCheck  # noqa: Y015
+
+@_typing.final
+class DiagnoseHostRequest(_message.Message):
+    """Request of DiagnoseHost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`hosts/{host}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiagnoseHostRequest: _TypeAlias = DiagnoseHostRequest  # noqa: Y015
+
+@_typing.final
+class DiagnoseHostResponse(_message.Message):
+    """Response of DiagnoseHost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostCheck]:
+        """The checks, in the order in which to read them."""
+
+    def __init__(
+        self,
+        *,
+        checks: _abc.Iterable[Global___HostCheck] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checks", b"checks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiagnoseHostResponse: _TypeAlias = DiagnoseHostResponse  # noqa: Y015

@@ -65,6 +65,11 @@ class HostServiceStub(object):
                 request_serializer=virtd_dot_v1_dot_host__pb2.GetCapabilitiesRequest.SerializeToString,
                 response_deserializer=virtd_dot_v1_dot_host__pb2.GetCapabilitiesResponse.FromString,
                 _registered_method=True)
+        self.DiagnoseHost = channel.unary_unary(
+                '/virtd.v1.HostService/DiagnoseHost',
+                request_serializer=virtd_dot_v1_dot_host__pb2.DiagnoseHostRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_host__pb2.DiagnoseHostResponse.FromString,
+                _registered_method=True)
 
 
 class HostServiceServicer(object):
@@ -115,6 +120,14 @@ class HostServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DiagnoseHost(self, request, context):
+        """Looks the host over for what commonly goes wrong, and says what to do. A host that does not answer
+        is a check that says so, never a failed call. Nothing is changed. Errors: NOT_FOUND HOST_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HostServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -147,6 +160,11 @@ def add_HostServiceServicer_to_server(servicer, server):
                     servicer.GetCapabilities,
                     request_deserializer=virtd_dot_v1_dot_host__pb2.GetCapabilitiesRequest.FromString,
                     response_serializer=virtd_dot_v1_dot_host__pb2.GetCapabilitiesResponse.SerializeToString,
+            ),
+            'DiagnoseHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiagnoseHost,
+                    request_deserializer=virtd_dot_v1_dot_host__pb2.DiagnoseHostRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_host__pb2.DiagnoseHostResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -312,6 +330,33 @@ class HostService(object):
             '/virtd.v1.HostService/GetCapabilities',
             virtd_dot_v1_dot_host__pb2.GetCapabilitiesRequest.SerializeToString,
             virtd_dot_v1_dot_host__pb2.GetCapabilitiesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiagnoseHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/virtd.v1.HostService/DiagnoseHost',
+            virtd_dot_v1_dot_host__pb2.DiagnoseHostRequest.SerializeToString,
+            virtd_dot_v1_dot_host__pb2.DiagnoseHostResponse.FromString,
             options,
             channel_credentials,
             insecure,

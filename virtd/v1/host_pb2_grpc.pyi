@@ -49,6 +49,10 @@ class HostServiceStub:
     """Looks at the host now and returns what was found. Errors: UNAVAILABLE HOST_UNREACHABLE."""
     GetCapabilities: _grpc.UnaryUnaryMultiCallable[_host_pb2.GetCapabilitiesRequest, _host_pb2.GetCapabilitiesResponse]
     """What the host can do, with level, provenance and reason. Errors: NOT_FOUND HOST_NOT_FOUND."""
+    DiagnoseHost: _grpc.UnaryUnaryMultiCallable[_host_pb2.DiagnoseHostRequest, _host_pb2.DiagnoseHostResponse]
+    """Looks the host over for what commonly goes wrong, and says what to do. A host that does not answer
+    is a check that says so, never a failed call. Nothing is changed. Errors: NOT_FOUND HOST_NOT_FOUND.
+    """
 
 @_typing.type_check_only
 class HostServiceAsyncStub(HostServiceStub):
@@ -71,6 +75,10 @@ class HostServiceAsyncStub(HostServiceStub):
     """Looks at the host now and returns what was found. Errors: UNAVAILABLE HOST_UNREACHABLE."""
     GetCapabilities: _aio.UnaryUnaryMultiCallable[_host_pb2.GetCapabilitiesRequest, _host_pb2.GetCapabilitiesResponse]  # type: ignore[assignment]
     """What the host can do, with level, provenance and reason. Errors: NOT_FOUND HOST_NOT_FOUND."""
+    DiagnoseHost: _aio.UnaryUnaryMultiCallable[_host_pb2.DiagnoseHostRequest, _host_pb2.DiagnoseHostResponse]  # type: ignore[assignment]
+    """Looks the host over for what commonly goes wrong, and says what to do. A host that does not answer
+    is a check that says so, never a failed call. Nothing is changed. Errors: NOT_FOUND HOST_NOT_FOUND.
+    """
 
 class HostServiceServicer(metaclass=_abc_1.ABCMeta):
     """Hypervisor endpoints: from the configuration, found on this machine, or added by AddHost."""
@@ -126,5 +134,15 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_host_pb2.GetCapabilitiesResponse, _abc.Awaitable[_host_pb2.GetCapabilitiesResponse]]:
         """What the host can do, with level, provenance and reason. Errors: NOT_FOUND HOST_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def DiagnoseHost(
+        self,
+        request: _host_pb2.DiagnoseHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.DiagnoseHostResponse, _abc.Awaitable[_host_pb2.DiagnoseHostResponse]]:
+        """Looks the host over for what commonly goes wrong, and says what to do. A host that does not answer
+        is a check that says so, never a failed call. Nothing is changed. Errors: NOT_FOUND HOST_NOT_FOUND.
+        """
 
 def add_HostServiceServicer_to_server(servicer: HostServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

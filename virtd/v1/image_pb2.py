@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from virtd.v1 import guest_pb2 as virtd_dot_v1_dot_guest__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14virtd/v1/image.proto\x12\x08virtd.v1\x1a#google/longrunning/operations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14virtd/v1/guest.proto\"\xba\x01\n\x05Image\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x1b\n\x0e\x63\x61pacity_bytes\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06source\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\n\x0f_capacity_bytes\"\x85\x01\n\x12ImportImageRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12$\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x14.virtd.v1.DiskFormat\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"G\n\x13ImportImageResponse\x12\x30\n\toperation\x18\x01 \x01(\x0b\x32\x1d.google.longrunning.Operation\"\x1f\n\x0fGetImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x10GetImageResponse\x12\x1e\n\x05image\x18\x01 \x01(\x0b\x32\x0f.virtd.v1.Image\":\n\x11ListImagesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x12ListImagesResponse\x12\x1f\n\x06images\x18\x01 \x03(\x0b\x32\x0f.virtd.v1.Image\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"M\n\x12\x44\x65leteImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"G\n\x13\x44\x65leteImageResponse\x12\x30\n\toperation\x18\x01 \x01(\x0b\x32\x1d.google.longrunning.Operation2\xb2\x02\n\x0cImageService\x12J\n\x0bImportImage\x12\x1c.virtd.v1.ImportImageRequest\x1a\x1d.virtd.v1.ImportImageResponse\x12\x41\n\x08GetImage\x12\x19.virtd.v1.GetImageRequest\x1a\x1a.virtd.v1.GetImageResponse\x12G\n\nListImages\x12\x1b.virtd.v1.ListImagesRequest\x1a\x1c.virtd.v1.ListImagesResponse\x12J\n\x0b\x44\x65leteImage\x12\x1c.virtd.v1.DeleteImageRequest\x1a\x1d.virtd.v1.DeleteImageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14virtd/v1/image.proto\x12\x08virtd.v1\x1a#google/longrunning/operations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14virtd/v1/guest.proto\"\xba\x01\n\x05Image\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x1b\n\x0e\x63\x61pacity_bytes\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06source\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\n\x0f_capacity_bytes\"\xa2\x01\n\x12ImportImageRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12$\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x14.virtd.v1.DiskFormat\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12\x0b\n\x03url\x18\x06 \x01(\t\x12\x0e\n\x06\x64igest\x18\x07 \x01(\t\"G\n\x13ImportImageResponse\x12\x30\n\toperation\x18\x01 \x01(\x0b\x32\x1d.google.longrunning.Operation\"\x1f\n\x0fGetImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x10GetImageResponse\x12\x1e\n\x05image\x18\x01 \x01(\x0b\x32\x0f.virtd.v1.Image\":\n\x11ListImagesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x12ListImagesResponse\x12\x1f\n\x06images\x18\x01 \x03(\x0b\x32\x0f.virtd.v1.Image\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"M\n\x12\x44\x65leteImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"G\n\x13\x44\x65leteImageResponse\x12\x30\n\toperation\x18\x01 \x01(\x0b\x32\x1d.google.longrunning.Operation2\xb2\x02\n\x0cImageService\x12J\n\x0bImportImage\x12\x1c.virtd.v1.ImportImageRequest\x1a\x1d.virtd.v1.ImportImageResponse\x12\x41\n\x08GetImage\x12\x19.virtd.v1.GetImageRequest\x1a\x1a.virtd.v1.GetImageResponse\x12G\n\nListImages\x12\x1b.virtd.v1.ListImagesRequest\x1a\x1c.virtd.v1.ListImagesResponse\x12J\n\x0b\x44\x65leteImage\x12\x1c.virtd.v1.DeleteImageRequest\x1a\x1d.virtd.v1.DeleteImageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,21 +37,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMAGE']._serialized_start=127
   _globals['_IMAGE']._serialized_end=313
   _globals['_IMPORTIMAGEREQUEST']._serialized_start=316
-  _globals['_IMPORTIMAGEREQUEST']._serialized_end=449
-  _globals['_IMPORTIMAGERESPONSE']._serialized_start=451
-  _globals['_IMPORTIMAGERESPONSE']._serialized_end=522
-  _globals['_GETIMAGEREQUEST']._serialized_start=524
-  _globals['_GETIMAGEREQUEST']._serialized_end=555
-  _globals['_GETIMAGERESPONSE']._serialized_start=557
-  _globals['_GETIMAGERESPONSE']._serialized_end=607
-  _globals['_LISTIMAGESREQUEST']._serialized_start=609
-  _globals['_LISTIMAGESREQUEST']._serialized_end=667
-  _globals['_LISTIMAGESRESPONSE']._serialized_start=669
-  _globals['_LISTIMAGESRESPONSE']._serialized_end=747
-  _globals['_DELETEIMAGEREQUEST']._serialized_start=749
-  _globals['_DELETEIMAGEREQUEST']._serialized_end=826
-  _globals['_DELETEIMAGERESPONSE']._serialized_start=828
-  _globals['_DELETEIMAGERESPONSE']._serialized_end=899
-  _globals['_IMAGESERVICE']._serialized_start=902
-  _globals['_IMAGESERVICE']._serialized_end=1208
+  _globals['_IMPORTIMAGEREQUEST']._serialized_end=478
+  _globals['_IMPORTIMAGERESPONSE']._serialized_start=480
+  _globals['_IMPORTIMAGERESPONSE']._serialized_end=551
+  _globals['_GETIMAGEREQUEST']._serialized_start=553
+  _globals['_GETIMAGEREQUEST']._serialized_end=584
+  _globals['_GETIMAGERESPONSE']._serialized_start=586
+  _globals['_GETIMAGERESPONSE']._serialized_end=636
+  _globals['_LISTIMAGESREQUEST']._serialized_start=638
+  _globals['_LISTIMAGESREQUEST']._serialized_end=696
+  _globals['_LISTIMAGESRESPONSE']._serialized_start=698
+  _globals['_LISTIMAGESRESPONSE']._serialized_end=776
+  _globals['_DELETEIMAGEREQUEST']._serialized_start=778
+  _globals['_DELETEIMAGEREQUEST']._serialized_end=855
+  _globals['_DELETEIMAGERESPONSE']._serialized_start=857
+  _globals['_DELETEIMAGERESPONSE']._serialized_end=928
+  _globals['_IMAGESERVICE']._serialized_start=931
+  _globals['_IMAGESERVICE']._serialized_end=1237
 # @@protoc_insertion_point(module_scope)

@@ -45,7 +45,7 @@ class Image(_message.Message):
     capacity_bytes: _builtins.int
     """Size that a guest sees, in bytes."""
     source: _builtins.str
-    """Where it was imported from."""
+    """Where it was imported from: a path, a URL without what follows its `?`, or `upload`."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was imported."""
@@ -82,16 +82,24 @@ class ImportImageRequest(_message.Message):
     FORMAT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     image_id: _builtins.str
     """Id of the new image, as for guests. Required."""
     path: _builtins.str
-    """File of the daemon's machine, inside the allowed directories. Required."""
+    """File of the daemon's machine, inside the allowed directories. This or `url` is required."""
     format: _guest_pb2.DiskFormat.ValueType
     """Its true format. Required."""
     request_id: _builtins.str
     """UUID of this request."""
     validate_only: _builtins.bool
     """Check only."""
+    url: _builtins.str
+    """`http` or `https` URL to fetch it from. User names and passwords in it are refused. Addresses of
+    private networks and of the daemon's machine are refused unless `images.allow_private_addresses` is set.
+    """
+    digest: _builtins.str
+    """`sha256:` and the 64 hexadecimal digits of the digest that the file must have; empty: not checked."""
     def __init__(
         self,
         *,
@@ -100,10 +108,12 @@ class ImportImageRequest(_message.Message):
         format: _guest_pb2.DiskFormat.ValueType = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        url: _builtins.str = ...,
+        digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "image_id", b"image_id", "path", b"path", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "format", b"format", "image_id", b"image_id", "path", b"path", "request_id", b"request_id", "url", b"url", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -62,9 +62,13 @@ class ImageServiceServicer(object):
     """
 
     def ImportImage(self, request, context):
-        """Copies a file of the daemon's machine into the catalogue. The format is checked, never guessed.
-        Errors: ALREADY_EXISTS IMAGE_EXISTS; INVALID_ARGUMENT PATH_NOT_ALLOWED, IMAGE_INVALID (other
-        format, or a backing file); RESOURCE_EXHAUSTED STORAGE_FULL.
+        """Copies a file of the daemon's machine, or one that it fetches by HTTP, into the catalogue. A file of
+        the client's is sent with UploadService. The format is checked, never guessed; a file that is there
+        already, under another id, is kept once. A fetch that is cut goes on where it was, also after the
+        daemon's end.
+        Errors: ALREADY_EXISTS IMAGE_EXISTS; INVALID_ARGUMENT PATH_NOT_ALLOWED, URL_NOT_ALLOWED, DIGEST_MISMATCH,
+        IMAGE_INVALID (another format, encrypted, a backing file, data in another file); RESOURCE_EXHAUSTED
+        STORAGE_FULL, LIMIT_EXCEEDED; UNAVAILABLE FETCH_FAILED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -85,7 +89,9 @@ class ImageServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteImage(self, request, context):
-        """Deletes an image. Errors: NOT_FOUND IMAGE_NOT_FOUND; FAILED_PRECONDITION IMAGE_IN_USE.
+        """Deletes an image, also where it was sent to hosts. Errors: NOT_FOUND IMAGE_NOT_FOUND;
+        FAILED_PRECONDITION IMAGE_IN_USE, a disk is based on it; UNAVAILABLE HOST_UNREACHABLE, a host that may
+        have such disks does not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

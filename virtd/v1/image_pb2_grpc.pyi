@@ -34,16 +34,23 @@ class ImageServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ImageServiceAsyncStub: ...
     ImportImage: _grpc.UnaryUnaryMultiCallable[_image_pb2.ImportImageRequest, _image_pb2.ImportImageResponse]
-    """Copies a file of the daemon's machine into the catalogue. The format is checked, never guessed.
-    Errors: ALREADY_EXISTS IMAGE_EXISTS; INVALID_ARGUMENT PATH_NOT_ALLOWED, IMAGE_INVALID (other
-    format, or a backing file); RESOURCE_EXHAUSTED STORAGE_FULL.
+    """Copies a file of the daemon's machine, or one that it fetches by HTTP, into the catalogue. A file of
+    the client's is sent with UploadService. The format is checked, never guessed; a file that is there
+    already, under another id, is kept once. A fetch that is cut goes on where it was, also after the
+    daemon's end.
+    Errors: ALREADY_EXISTS IMAGE_EXISTS; INVALID_ARGUMENT PATH_NOT_ALLOWED, URL_NOT_ALLOWED, DIGEST_MISMATCH,
+    IMAGE_INVALID (another format, encrypted, a backing file, data in another file); RESOURCE_EXHAUSTED
+    STORAGE_FULL, LIMIT_EXCEEDED; UNAVAILABLE FETCH_FAILED.
     """
     GetImage: _grpc.UnaryUnaryMultiCallable[_image_pb2.GetImageRequest, _image_pb2.GetImageResponse]
     """One image. Errors: NOT_FOUND IMAGE_NOT_FOUND."""
     ListImages: _grpc.UnaryUnaryMultiCallable[_image_pb2.ListImagesRequest, _image_pb2.ListImagesResponse]
     """All images, by name."""
     DeleteImage: _grpc.UnaryUnaryMultiCallable[_image_pb2.DeleteImageRequest, _image_pb2.DeleteImageResponse]
-    """Deletes an image. Errors: NOT_FOUND IMAGE_NOT_FOUND; FAILED_PRECONDITION IMAGE_IN_USE."""
+    """Deletes an image, also where it was sent to hosts. Errors: NOT_FOUND IMAGE_NOT_FOUND;
+    FAILED_PRECONDITION IMAGE_IN_USE, a disk is based on it; UNAVAILABLE HOST_UNREACHABLE, a host that may
+    have such disks does not answer.
+    """
 
 @_typing.type_check_only
 class ImageServiceAsyncStub(ImageServiceStub):
@@ -51,16 +58,23 @@ class ImageServiceAsyncStub(ImageServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ImportImage: _aio.UnaryUnaryMultiCallable[_image_pb2.ImportImageRequest, _image_pb2.ImportImageResponse]  # type: ignore[assignment]
-    """Copies a file of the daemon's machine into the catalogue. The format is checked, never guessed.
-    Errors: ALREADY_EXISTS IMAGE_EXISTS; INVALID_ARGUMENT PATH_NOT_ALLOWED, IMAGE_INVALID (other
-    format, or a backing file); RESOURCE_EXHAUSTED STORAGE_FULL.
+    """Copies a file of the daemon's machine, or one that it fetches by HTTP, into the catalogue. A file of
+    the client's is sent with UploadService. The format is checked, never guessed; a file that is there
+    already, under another id, is kept once. A fetch that is cut goes on where it was, also after the
+    daemon's end.
+    Errors: ALREADY_EXISTS IMAGE_EXISTS; INVALID_ARGUMENT PATH_NOT_ALLOWED, URL_NOT_ALLOWED, DIGEST_MISMATCH,
+    IMAGE_INVALID (another format, encrypted, a backing file, data in another file); RESOURCE_EXHAUSTED
+    STORAGE_FULL, LIMIT_EXCEEDED; UNAVAILABLE FETCH_FAILED.
     """
     GetImage: _aio.UnaryUnaryMultiCallable[_image_pb2.GetImageRequest, _image_pb2.GetImageResponse]  # type: ignore[assignment]
     """One image. Errors: NOT_FOUND IMAGE_NOT_FOUND."""
     ListImages: _aio.UnaryUnaryMultiCallable[_image_pb2.ListImagesRequest, _image_pb2.ListImagesResponse]  # type: ignore[assignment]
     """All images, by name."""
     DeleteImage: _aio.UnaryUnaryMultiCallable[_image_pb2.DeleteImageRequest, _image_pb2.DeleteImageResponse]  # type: ignore[assignment]
-    """Deletes an image. Errors: NOT_FOUND IMAGE_NOT_FOUND; FAILED_PRECONDITION IMAGE_IN_USE."""
+    """Deletes an image, also where it was sent to hosts. Errors: NOT_FOUND IMAGE_NOT_FOUND;
+    FAILED_PRECONDITION IMAGE_IN_USE, a disk is based on it; UNAVAILABLE HOST_UNREACHABLE, a host that may
+    have such disks does not answer.
+    """
 
 class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
     """Images: read-only sources of disks, kept by virtd."""
@@ -71,9 +85,13 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _image_pb2.ImportImageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_image_pb2.ImportImageResponse, _abc.Awaitable[_image_pb2.ImportImageResponse]]:
-        """Copies a file of the daemon's machine into the catalogue. The format is checked, never guessed.
-        Errors: ALREADY_EXISTS IMAGE_EXISTS; INVALID_ARGUMENT PATH_NOT_ALLOWED, IMAGE_INVALID (other
-        format, or a backing file); RESOURCE_EXHAUSTED STORAGE_FULL.
+        """Copies a file of the daemon's machine, or one that it fetches by HTTP, into the catalogue. A file of
+        the client's is sent with UploadService. The format is checked, never guessed; a file that is there
+        already, under another id, is kept once. A fetch that is cut goes on where it was, also after the
+        daemon's end.
+        Errors: ALREADY_EXISTS IMAGE_EXISTS; INVALID_ARGUMENT PATH_NOT_ALLOWED, URL_NOT_ALLOWED, DIGEST_MISMATCH,
+        IMAGE_INVALID (another format, encrypted, a backing file, data in another file); RESOURCE_EXHAUSTED
+        STORAGE_FULL, LIMIT_EXCEEDED; UNAVAILABLE FETCH_FAILED.
         """
 
     @_abc_1.abstractmethod
@@ -98,6 +116,9 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _image_pb2.DeleteImageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_image_pb2.DeleteImageResponse, _abc.Awaitable[_image_pb2.DeleteImageResponse]]:
-        """Deletes an image. Errors: NOT_FOUND IMAGE_NOT_FOUND; FAILED_PRECONDITION IMAGE_IN_USE."""
+        """Deletes an image, also where it was sent to hosts. Errors: NOT_FOUND IMAGE_NOT_FOUND;
+        FAILED_PRECONDITION IMAGE_IN_USE, a disk is based on it; UNAVAILABLE HOST_UNREACHABLE, a host that may
+        have such disks does not answer.
+        """
 
 def add_ImageServiceServicer_to_server(servicer: ImageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -253,3 +253,202 @@ class GetMetricsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetMetricsResponse: _TypeAlias = GetMetricsResponse  # noqa: Y015
+
+@_typing.final
+class UsagePoint(_message.Message):
+    """The usage of a guest over one span of time, as averages. Absent fields are unknown, never zero; a
+    span that was not observed at all has no point.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_TIME_FIELD_NUMBER: _builtins.int
+    COVERED_S_FIELD_NUMBER: _builtins.int
+    CPU_CORES_FIELD_NUMBER: _builtins.int
+    CPU_CORES_MAX_FIELD_NUMBER: _builtins.int
+    MEMORY_ASSIGNED_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_USED_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_RSS_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_READ_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    DISK_WRITTEN_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    DISK_READS_PER_S_FIELD_NUMBER: _builtins.int
+    DISK_WRITES_PER_S_FIELD_NUMBER: _builtins.int
+    RECEIVED_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    SENT_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    covered_s: _builtins.float
+    """How much of the span was observed, in seconds; less than the resolution where the guest was down,
+    the daemon was away, or the span is not over.
+    """
+    cpu_cores: _builtins.float
+    """CPUs that it kept busy: 1.5 is one and a half."""
+    cpu_cores_max: _builtins.float
+    """The busiest sample of the span."""
+    memory_assigned_bytes: _builtins.int
+    """Memory that the guest had, in bytes."""
+    memory_used_bytes: _builtins.int
+    """Memory that the guest itself said it used, in bytes."""
+    memory_rss_bytes: _builtins.int
+    """Memory of the host that the hypervisor process took, in bytes."""
+    disk_read_bytes_per_s: _builtins.float
+    """Bytes read from all disks per second."""
+    disk_written_bytes_per_s: _builtins.float
+    """Bytes written to all disks per second."""
+    disk_reads_per_s: _builtins.float
+    """Read requests to all disks per second."""
+    disk_writes_per_s: _builtins.float
+    """Write requests to all disks per second."""
+    received_bytes_per_s: _builtins.float
+    """Bytes received on all interfaces per second."""
+    sent_bytes_per_s: _builtins.float
+    """Bytes sent on all interfaces per second."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Beginning of the span."""
+
+    def __init__(
+        self,
+        *,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        covered_s: _builtins.float = ...,
+        cpu_cores: _builtins.float | None = ...,
+        cpu_cores_max: _builtins.float | None = ...,
+        memory_assigned_bytes: _builtins.int | None = ...,
+        memory_used_bytes: _builtins.int | None = ...,
+        memory_rss_bytes: _builtins.int | None = ...,
+        disk_read_bytes_per_s: _builtins.float | None = ...,
+        disk_written_bytes_per_s: _builtins.float | None = ...,
+        disk_reads_per_s: _builtins.float | None = ...,
+        disk_writes_per_s: _builtins.float | None = ...,
+        received_bytes_per_s: _builtins.float | None = ...,
+        sent_bytes_per_s: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_cores", b"_cpu_cores", "_cpu_cores_max", b"_cpu_cores_max", "_disk_read_bytes_per_s", b"_disk_read_bytes_per_s", "_disk_reads_per_s", b"_disk_reads_per_s", "_disk_writes_per_s", b"_disk_writes_per_s", "_disk_written_bytes_per_s", b"_disk_written_bytes_per_s", "_memory_assigned_bytes", b"_memory_assigned_bytes", "_memory_rss_bytes", b"_memory_rss_bytes", "_memory_used_bytes", b"_memory_used_bytes", "_received_bytes_per_s", b"_received_bytes_per_s", "_sent_bytes_per_s", b"_sent_bytes_per_s", "cpu_cores", b"cpu_cores", "cpu_cores_max", b"cpu_cores_max", "disk_read_bytes_per_s", b"disk_read_bytes_per_s", "disk_reads_per_s", b"disk_reads_per_s", "disk_writes_per_s", b"disk_writes_per_s", "disk_written_bytes_per_s", b"disk_written_bytes_per_s", "memory_assigned_bytes", b"memory_assigned_bytes", "memory_rss_bytes", b"memory_rss_bytes", "memory_used_bytes", b"memory_used_bytes", "received_bytes_per_s", b"received_bytes_per_s", "sent_bytes_per_s", b"sent_bytes_per_s", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_cores", b"_cpu_cores", "_cpu_cores_max", b"_cpu_cores_max", "_disk_read_bytes_per_s", b"_disk_read_bytes_per_s", "_disk_reads_per_s", b"_disk_reads_per_s", "_disk_writes_per_s", b"_disk_writes_per_s", "_disk_written_bytes_per_s", b"_disk_written_bytes_per_s", "_memory_assigned_bytes", b"_memory_assigned_bytes", "_memory_rss_bytes", b"_memory_rss_bytes", "_memory_used_bytes", b"_memory_used_bytes", "_received_bytes_per_s", b"_received_bytes_per_s", "_sent_bytes_per_s", b"_sent_bytes_per_s", "covered_s", b"covered_s", "cpu_cores", b"cpu_cores", "cpu_cores_max", b"cpu_cores_max", "disk_read_bytes_per_s", b"disk_read_bytes_per_s", "disk_reads_per_s", b"disk_reads_per_s", "disk_writes_per_s", b"disk_writes_per_s", "disk_written_bytes_per_s", b"disk_written_bytes_per_s", "memory_assigned_bytes", b"memory_assigned_bytes", "memory_rss_bytes", b"memory_rss_bytes", "memory_used_bytes", b"memory_used_bytes", "received_bytes_per_s", b"received_bytes_per_s", "sent_bytes_per_s", b"sent_bytes_per_s", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cpu_cores: _TypeAlias = _typing.Literal["cpu_cores"]  # noqa: Y015
+    _WhichOneofArgType__cpu_cores: _TypeAlias = _typing.Literal["_cpu_cores", b"_cpu_cores"]  # noqa: Y015
+    _WhichOneofReturnType__cpu_cores_max: _TypeAlias = _typing.Literal["cpu_cores_max"]  # noqa: Y015
+    _WhichOneofArgType__cpu_cores_max: _TypeAlias = _typing.Literal["_cpu_cores_max", b"_cpu_cores_max"]  # noqa: Y015
+    _WhichOneofReturnType__disk_read_bytes_per_s: _TypeAlias = _typing.Literal["disk_read_bytes_per_s"]  # noqa: Y015
+    _WhichOneofArgType__disk_read_bytes_per_s: _TypeAlias = _typing.Literal["_disk_read_bytes_per_s", b"_disk_read_bytes_per_s"]  # noqa: Y015
+    _WhichOneofReturnType__disk_reads_per_s: _TypeAlias = _typing.Literal["disk_reads_per_s"]  # noqa: Y015
+    _WhichOneofArgType__disk_reads_per_s: _TypeAlias = _typing.Literal["_disk_reads_per_s", b"_disk_reads_per_s"]  # noqa: Y015
+    _WhichOneofReturnType__disk_writes_per_s: _TypeAlias = _typing.Literal["disk_writes_per_s"]  # noqa: Y015
+    _WhichOneofArgType__disk_writes_per_s: _TypeAlias = _typing.Literal["_disk_writes_per_s", b"_disk_writes_per_s"]  # noqa: Y015
+    _WhichOneofReturnType__disk_written_bytes_per_s: _TypeAlias = _typing.Literal["disk_written_bytes_per_s"]  # noqa: Y015
+    _WhichOneofArgType__disk_written_bytes_per_s: _TypeAlias = _typing.Literal["_disk_written_bytes_per_s", b"_disk_written_bytes_per_s"]  # noqa: Y015
+    _WhichOneofReturnType__memory_assigned_bytes: _TypeAlias = _typing.Literal["memory_assigned_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_assigned_bytes: _TypeAlias = _typing.Literal["_memory_assigned_bytes", b"_memory_assigned_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__memory_rss_bytes: _TypeAlias = _typing.Literal["memory_rss_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_rss_bytes: _TypeAlias = _typing.Literal["_memory_rss_bytes", b"_memory_rss_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__memory_used_bytes: _TypeAlias = _typing.Literal["memory_used_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_used_bytes: _TypeAlias = _typing.Literal["_memory_used_bytes", b"_memory_used_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__received_bytes_per_s: _TypeAlias = _typing.Literal["received_bytes_per_s"]  # noqa: Y015
+    _WhichOneofArgType__received_bytes_per_s: _TypeAlias = _typing.Literal["_received_bytes_per_s", b"_received_bytes_per_s"]  # noqa: Y015
+    _WhichOneofReturnType__sent_bytes_per_s: _TypeAlias = _typing.Literal["sent_bytes_per_s"]  # noqa: Y015
+    _WhichOneofArgType__sent_bytes_per_s: _TypeAlias = _typing.Literal["_sent_bytes_per_s", b"_sent_bytes_per_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_cores) -> _WhichOneofReturnType__cpu_cores | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_cores_max) -> _WhichOneofReturnType__cpu_cores_max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__disk_read_bytes_per_s) -> _WhichOneofReturnType__disk_read_bytes_per_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__disk_reads_per_s) -> _WhichOneofReturnType__disk_reads_per_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__disk_writes_per_s) -> _WhichOneofReturnType__disk_writes_per_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__disk_written_bytes_per_s) -> _WhichOneofReturnType__disk_written_bytes_per_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_assigned_bytes) -> _WhichOneofReturnType__memory_assigned_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_rss_bytes) -> _WhichOneofReturnType__memory_rss_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_used_bytes) -> _WhichOneofReturnType__memory_used_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__received_bytes_per_s) -> _WhichOneofReturnType__received_bytes_per_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sent_bytes_per_s) -> _WhichOneofReturnType__sent_bytes_per_s | None: ...
+
+Global___UsagePoint: _TypeAlias = UsagePoint  # noqa: Y015
+
+@_typing.final
+class ListUsageRequest(_message.Message):
+    """Request of ListUsage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    RESOLUTION_S_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`hosts/{host}/guests/{guest}`."""
+    resolution_s: _builtins.int
+    """Seconds for each point; the next coarser one that is kept is used. 0: the finest one that reaches
+    back to `start_time`.
+    """
+    page_size: _builtins.int
+    """At most so many; 0: 100; at most 1000."""
+    page_token: _builtins.str
+    """From the last response."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """From here; absent: an hour before the end."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Until here, not included; absent: now."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        resolution_s: _builtins.int = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "name", b"name", "page_size", b"page_size", "page_token", b"page_token", "resolution_s", b"resolution_s", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUsageRequest: _TypeAlias = ListUsageRequest  # noqa: Y015
+
+@_typing.final
+class ListUsageResponse(_message.Message):
+    """Response of ListUsage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POINTS_FIELD_NUMBER: _builtins.int
+    RESOLUTION_S_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    resolution_s: _builtins.int
+    """Seconds for each point."""
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsagePoint]:
+        """Points, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        points: _abc.Iterable[Global___UsagePoint] | None = ...,
+        resolution_s: _builtins.int = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "points", b"points", "resolution_s", b"resolution_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUsageResponse: _TypeAlias = ListUsageResponse  # noqa: Y015

@@ -40,6 +40,11 @@ class MetricsServiceStub(object):
                 request_serializer=virtd_dot_v1_dot_metrics__pb2.GetMetricsRequest.SerializeToString,
                 response_deserializer=virtd_dot_v1_dot_metrics__pb2.GetMetricsResponse.FromString,
                 _registered_method=True)
+        self.ListUsage = channel.unary_unary(
+                '/virtd.v1.MetricsService/ListUsage',
+                request_serializer=virtd_dot_v1_dot_metrics__pb2.ListUsageRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_metrics__pb2.ListUsageResponse.FromString,
+                _registered_method=True)
 
 
 class MetricsServiceServicer(object):
@@ -53,6 +58,15 @@ class MetricsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListUsage(self, request, context):
+        """The usage of one guest over time, oldest first, from a history that is kept in bounded space:
+        a minute for each point for a day, a quarter of an hour for a month (see the configuration).
+        Errors: NOT_FOUND GUEST_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID, PAGE_TOKEN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MetricsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +74,11 @@ def add_MetricsServiceServicer_to_server(servicer, server):
                     servicer.GetMetrics,
                     request_deserializer=virtd_dot_v1_dot_metrics__pb2.GetMetricsRequest.FromString,
                     response_serializer=virtd_dot_v1_dot_metrics__pb2.GetMetricsResponse.SerializeToString,
+            ),
+            'ListUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUsage,
+                    request_deserializer=virtd_dot_v1_dot_metrics__pb2.ListUsageRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_metrics__pb2.ListUsageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +109,33 @@ class MetricsService(object):
             '/virtd.v1.MetricsService/GetMetrics',
             virtd_dot_v1_dot_metrics__pb2.GetMetricsRequest.SerializeToString,
             virtd_dot_v1_dot_metrics__pb2.GetMetricsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/virtd.v1.MetricsService/ListUsage',
+            virtd_dot_v1_dot_metrics__pb2.ListUsageRequest.SerializeToString,
+            virtd_dot_v1_dot_metrics__pb2.ListUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,11 @@ class MetricsServiceStub:
     def __new__(cls, channel: _aio.Channel) -> MetricsServiceAsyncStub: ...
     GetMetrics: _grpc.UnaryUnaryMultiCallable[_metrics_pb2.GetMetricsRequest, _metrics_pb2.GetMetricsResponse]
     """The last sample of each guest of one host or of all. Errors: NOT_FOUND HOST_NOT_FOUND."""
+    ListUsage: _grpc.UnaryUnaryMultiCallable[_metrics_pb2.ListUsageRequest, _metrics_pb2.ListUsageResponse]
+    """The usage of one guest over time, oldest first, from a history that is kept in bounded space:
+    a minute for each point for a day, a quarter of an hour for a month (see the configuration).
+    Errors: NOT_FOUND GUEST_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID, PAGE_TOKEN_INVALID.
+    """
 
 @_typing.type_check_only
 class MetricsServiceAsyncStub(MetricsServiceStub):
@@ -43,6 +48,11 @@ class MetricsServiceAsyncStub(MetricsServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetMetrics: _aio.UnaryUnaryMultiCallable[_metrics_pb2.GetMetricsRequest, _metrics_pb2.GetMetricsResponse]  # type: ignore[assignment]
     """The last sample of each guest of one host or of all. Errors: NOT_FOUND HOST_NOT_FOUND."""
+    ListUsage: _aio.UnaryUnaryMultiCallable[_metrics_pb2.ListUsageRequest, _metrics_pb2.ListUsageResponse]  # type: ignore[assignment]
+    """The usage of one guest over time, oldest first, from a history that is kept in bounded space:
+    a minute for each point for a day, a quarter of an hour for a month (see the configuration).
+    Errors: NOT_FOUND GUEST_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID, PAGE_TOKEN_INVALID.
+    """
 
 class MetricsServiceServicer(metaclass=_abc_1.ABCMeta):
     """Usage counters, sampled in bulk on a timer, never by the request. Absent fields are unknown."""
@@ -54,5 +64,16 @@ class MetricsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_metrics_pb2.GetMetricsResponse, _abc.Awaitable[_metrics_pb2.GetMetricsResponse]]:
         """The last sample of each guest of one host or of all. Errors: NOT_FOUND HOST_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def ListUsage(
+        self,
+        request: _metrics_pb2.ListUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_metrics_pb2.ListUsageResponse, _abc.Awaitable[_metrics_pb2.ListUsageResponse]]:
+        """The usage of one guest over time, oldest first, from a history that is kept in bounded space:
+        a minute for each point for a day, a quarter of an hour for a month (see the configuration).
+        Errors: NOT_FOUND GUEST_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID, PAGE_TOKEN_INVALID.
+        """
 
 def add_MetricsServiceServicer_to_server(servicer: MetricsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

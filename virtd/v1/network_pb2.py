@@ -22,25 +22,62 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from virtd.v1 import capability_pb2 as virtd_dot_v1_dot_capability__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16virtd/v1/network.proto\x12\x08virtd.v1\"\x8a\x01\n\x07Network\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x06\x61\x63tive\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x0c\n\x04mode\x18\x03 \x01(\t\x12\x0e\n\x06\x62ridge\x18\x04 \x01(\t\x12\r\n\x05\x63idrs\x18\x05 \x03(\t\x12\x16\n\tautostart\x18\x06 \x01(\x08H\x01\x88\x01\x01\x42\t\n\x07_activeB\x0c\n\n_autostart\"!\n\x11GetNetworkRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"8\n\x12GetNetworkResponse\x12\"\n\x07network\x18\x01 \x01(\x0b\x32\x11.virtd.v1.Network\"L\n\x13ListNetworksRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"T\n\x14ListNetworksResponse\x12#\n\x08networks\x18\x01 \x03(\x0b\x32\x11.virtd.v1.Network\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xa8\x01\n\x0eNetworkService\x12G\n\nGetNetwork\x12\x1b.virtd.v1.GetNetworkRequest\x1a\x1c.virtd.v1.GetNetworkResponse\x12M\n\x0cListNetworks\x12\x1d.virtd.v1.ListNetworksRequest\x1a\x1e.virtd.v1.ListNetworksResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16virtd/v1/network.proto\x12\x08virtd.v1\x1a#google/longrunning/operations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19virtd/v1/capability.proto\"A\n\x0f\x44hcpReservation\x12\x0b\n\x03mac\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x10\n\x08hostname\x18\x03 \x01(\t\"\'\n\tDhcpRange\x12\r\n\x05start\x18\x01 \x01(\t\x12\x0b\n\x03\x65nd\x18\x02 \x01(\t\"\xfd\x01\n\x0bNetworkSpec\x12#\n\x04mode\x18\x01 \x01(\x0e\x32\x15.virtd.v1.NetworkMode\x12\x0c\n\x04\x63idr\x18\x02 \x01(\t\x12,\n\ndhcp_range\x18\x03 \x01(\x0b\x32\x13.virtd.v1.DhcpRangeH\x00\x88\x01\x01\x12\x11\n\x04\x64hcp\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12\x0e\n\x06\x64omain\x18\x05 \x01(\t\x12/\n\x0creservations\x18\x06 \x03(\x0b\x32\x19.virtd.v1.DhcpReservation\x12\x0e\n\x06\x62ridge\x18\x07 \x01(\t\x12\x11\n\tautostart\x18\x08 \x01(\x08\x42\r\n\x0b_dhcp_rangeB\x07\n\x05_dhcp\"\xa9\x01\n\tDhcpLease\x12\x0b\n\x03mac\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x1a\n\rprefix_length\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x10\n\x08hostname\x18\x04 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05guest\x18\x06 \x01(\tB\x10\n\x0e_prefix_length\"\x86\x02\n\x07Network\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x06\x61\x63tive\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x0c\n\x04mode\x18\x03 \x01(\t\x12\x0e\n\x06\x62ridge\x18\x04 \x01(\t\x12\r\n\x05\x63idrs\x18\x05 \x03(\t\x12\x16\n\tautostart\x18\x06 \x01(\x08H\x01\x88\x01\x01\x12(\n\x0b\x64hcp_ranges\x18\x07 \x03(\x0b\x32\x13.virtd.v1.DhcpRange\x12/\n\x0creservations\x18\x08 \x03(\x0b\x32\x19.virtd.v1.DhcpReservation\x12\x0e\n\x06\x64omain\x18\t \x01(\t\x12\x0f\n\x07used_by\x18\n \x03(\tB\t\n\x07_activeB\x0c\n\n_autostart\"!\n\x11GetNetworkRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"8\n\x12GetNetworkResponse\x12\"\n\x07network\x18\x01 \x01(\x0b\x32\x11.virtd.v1.Network\"L\n\x13ListNetworksRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"T\n\x14ListNetworksResponse\x12#\n\x08networks\x18\x01 \x03(\x0b\x32\x11.virtd.v1.Network\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xbc\x01\n\x14\x43reateNetworkRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\nnetwork_id\x18\x02 \x01(\t\x12&\n\x07network\x18\x03 \x01(\x0b\x32\x15.virtd.v1.NetworkSpec\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\x12-\n\x0bon_conflict\x18\x06 \x01(\x0e\x32\x18.virtd.v1.ConflictPolicy\"Y\n\x15\x43reateNetworkResponse\x12\x30\n\toperation\x18\x01 \x01(\x0b\x32\x1d.google.longrunning.Operation\x12\x0e\n\x06native\x18\x02 \x01(\t\"}\n\x13StartNetworkRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12-\n\x0bon_conflict\x18\x04 \x01(\x0e\x32\x18.virtd.v1.ConflictPolicy\"H\n\x14StartNetworkResponse\x12\x30\n\toperation\x18\x01 \x01(\x0b\x32\x1d.google.longrunning.Operation\"|\n\x12StopNetworkRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12-\n\x0bon_conflict\x18\x04 \x01(\x0e\x32\x18.virtd.v1.ConflictPolicy\"G\n\x13StopNetworkResponse\x12\x30\n\toperation\x18\x01 \x01(\x0b\x32\x1d.google.longrunning.Operation\"\xf6\x01\n\x14UpdateNetworkRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\tautostart\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x33\n\x10set_reservations\x18\x03 \x03(\x0b\x32\x19.virtd.v1.DhcpReservation\x12\x1b\n\x13remove_reservations\x18\x04 \x03(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\x12-\n\x0bon_conflict\x18\x07 \x01(\x0e\x32\x18.virtd.v1.ConflictPolicyB\x0c\n\n_autostart\"I\n\x15UpdateNetworkResponse\x12\x30\n\toperation\x18\x01 \x01(\x0b\x32\x1d.google.longrunning.Operation\"~\n\x14\x44\x65leteNetworkRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12-\n\x0bon_conflict\x18\x04 \x01(\x0e\x32\x18.virtd.v1.ConflictPolicy\"I\n\x15\x44\x65leteNetworkResponse\x12\x30\n\toperation\x18\x01 \x01(\x0b\x32\x1d.google.longrunning.Operation\"J\n\x11ListLeasesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"R\n\x12ListLeasesResponse\x12#\n\x06leases\x18\x01 \x03(\x0b\x32\x13.virtd.v1.DhcpLease\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\x8d\x01\n\x0bNetworkMode\x12\x1c\n\x18NETWORK_MODE_UNSPECIFIED\x10\x00\x12\x14\n\x10NETWORK_MODE_NAT\x10\x01\x12\x19\n\x15NETWORK_MODE_ISOLATED\x10\x02\x12\x16\n\x12NETWORK_MODE_ROUTE\x10\x03\x12\x17\n\x13NETWORK_MODE_BRIDGE\x10\x04\x32\x82\x05\n\x0eNetworkService\x12G\n\nGetNetwork\x12\x1b.virtd.v1.GetNetworkRequest\x1a\x1c.virtd.v1.GetNetworkResponse\x12M\n\x0cListNetworks\x12\x1d.virtd.v1.ListNetworksRequest\x1a\x1e.virtd.v1.ListNetworksResponse\x12P\n\rCreateNetwork\x12\x1e.virtd.v1.CreateNetworkRequest\x1a\x1f.virtd.v1.CreateNetworkResponse\x12M\n\x0cStartNetwork\x12\x1d.virtd.v1.StartNetworkRequest\x1a\x1e.virtd.v1.StartNetworkResponse\x12J\n\x0bStopNetwork\x12\x1c.virtd.v1.StopNetworkRequest\x1a\x1d.virtd.v1.StopNetworkResponse\x12P\n\rUpdateNetwork\x12\x1e.virtd.v1.UpdateNetworkRequest\x1a\x1f.virtd.v1.UpdateNetworkResponse\x12P\n\rDeleteNetwork\x12\x1e.virtd.v1.DeleteNetworkRequest\x1a\x1f.virtd.v1.DeleteNetworkResponse\x12G\n\nListLeases\x12\x1b.virtd.v1.ListLeasesRequest\x1a\x1c.virtd.v1.ListLeasesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'virtd.v1.network_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NETWORK']._serialized_start=37
-  _globals['_NETWORK']._serialized_end=175
-  _globals['_GETNETWORKREQUEST']._serialized_start=177
-  _globals['_GETNETWORKREQUEST']._serialized_end=210
-  _globals['_GETNETWORKRESPONSE']._serialized_start=212
-  _globals['_GETNETWORKRESPONSE']._serialized_end=268
-  _globals['_LISTNETWORKSREQUEST']._serialized_start=270
-  _globals['_LISTNETWORKSREQUEST']._serialized_end=346
-  _globals['_LISTNETWORKSRESPONSE']._serialized_start=348
-  _globals['_LISTNETWORKSRESPONSE']._serialized_end=432
-  _globals['_NETWORKSERVICE']._serialized_start=435
-  _globals['_NETWORKSERVICE']._serialized_end=603
+  _globals['_NETWORKMODE']._serialized_start=2561
+  _globals['_NETWORKMODE']._serialized_end=2702
+  _globals['_DHCPRESERVATION']._serialized_start=133
+  _globals['_DHCPRESERVATION']._serialized_end=198
+  _globals['_DHCPRANGE']._serialized_start=200
+  _globals['_DHCPRANGE']._serialized_end=239
+  _globals['_NETWORKSPEC']._serialized_start=242
+  _globals['_NETWORKSPEC']._serialized_end=495
+  _globals['_DHCPLEASE']._serialized_start=498
+  _globals['_DHCPLEASE']._serialized_end=667
+  _globals['_NETWORK']._serialized_start=670
+  _globals['_NETWORK']._serialized_end=932
+  _globals['_GETNETWORKREQUEST']._serialized_start=934
+  _globals['_GETNETWORKREQUEST']._serialized_end=967
+  _globals['_GETNETWORKRESPONSE']._serialized_start=969
+  _globals['_GETNETWORKRESPONSE']._serialized_end=1025
+  _globals['_LISTNETWORKSREQUEST']._serialized_start=1027
+  _globals['_LISTNETWORKSREQUEST']._serialized_end=1103
+  _globals['_LISTNETWORKSRESPONSE']._serialized_start=1105
+  _globals['_LISTNETWORKSRESPONSE']._serialized_end=1189
+  _globals['_CREATENETWORKREQUEST']._serialized_start=1192
+  _globals['_CREATENETWORKREQUEST']._serialized_end=1380
+  _globals['_CREATENETWORKRESPONSE']._serialized_start=1382
+  _globals['_CREATENETWORKRESPONSE']._serialized_end=1471
+  _globals['_STARTNETWORKREQUEST']._serialized_start=1473
+  _globals['_STARTNETWORKREQUEST']._serialized_end=1598
+  _globals['_STARTNETWORKRESPONSE']._serialized_start=1600
+  _globals['_STARTNETWORKRESPONSE']._serialized_end=1672
+  _globals['_STOPNETWORKREQUEST']._serialized_start=1674
+  _globals['_STOPNETWORKREQUEST']._serialized_end=1798
+  _globals['_STOPNETWORKRESPONSE']._serialized_start=1800
+  _globals['_STOPNETWORKRESPONSE']._serialized_end=1871
+  _globals['_UPDATENETWORKREQUEST']._serialized_start=1874
+  _globals['_UPDATENETWORKREQUEST']._serialized_end=2120
+  _globals['_UPDATENETWORKRESPONSE']._serialized_start=2122
+  _globals['_UPDATENETWORKRESPONSE']._serialized_end=2195
+  _globals['_DELETENETWORKREQUEST']._serialized_start=2197
+  _globals['_DELETENETWORKREQUEST']._serialized_end=2323
+  _globals['_DELETENETWORKRESPONSE']._serialized_start=2325
+  _globals['_DELETENETWORKRESPONSE']._serialized_end=2398
+  _globals['_LISTLEASESREQUEST']._serialized_start=2400
+  _globals['_LISTLEASESREQUEST']._serialized_end=2474
+  _globals['_LISTLEASESRESPONSE']._serialized_start=2476
+  _globals['_LISTLEASESRESPONSE']._serialized_end=2558
+  _globals['_NETWORKSERVICE']._serialized_start=2705
+  _globals['_NETWORKSERVICE']._serialized_end=3347
 # @@protoc_insertion_point(module_scope)

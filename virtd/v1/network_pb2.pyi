@@ -4,9 +4,13 @@ isort:skip_file
 Networks of hosts."""
 
 from collections import abc as _abc
+from google.longrunning import operations_pb2 as _operations_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from virtd.v1 import capability_pb2 as _capability_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,6 +21,205 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _NetworkMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NetworkModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NetworkMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NETWORK_MODE_UNSPECIFIED: _NetworkMode.ValueType  # 0
+    """Never sent."""
+    NETWORK_MODE_NAT: _NetworkMode.ValueType  # 1
+    """The host hides guests behind its own address."""
+    NETWORK_MODE_ISOLATED: _NetworkMode.ValueType  # 2
+    """Guests reach each other and the host, nothing else."""
+    NETWORK_MODE_ROUTE: _NetworkMode.ValueType  # 3
+    """The host routes; other machines have to know the way back."""
+    NETWORK_MODE_BRIDGE: _NetworkMode.ValueType  # 4
+    """Guests are connected to a bridge device of the host that exists already."""
+
+class NetworkMode(_NetworkMode, metaclass=_NetworkModeEnumTypeWrapper):
+    """How guests of a network reach other networks."""
+
+NETWORK_MODE_UNSPECIFIED: NetworkMode.ValueType  # 0
+"""Never sent."""
+NETWORK_MODE_NAT: NetworkMode.ValueType  # 1
+"""The host hides guests behind its own address."""
+NETWORK_MODE_ISOLATED: NetworkMode.ValueType  # 2
+"""Guests reach each other and the host, nothing else."""
+NETWORK_MODE_ROUTE: NetworkMode.ValueType  # 3
+"""The host routes; other machines have to know the way back."""
+NETWORK_MODE_BRIDGE: NetworkMode.ValueType  # 4
+"""Guests are connected to a bridge device of the host that exists already."""
+Global___NetworkMode: _TypeAlias = NetworkMode  # noqa: Y015
+
+@_typing.final
+class DhcpReservation(_message.Message):
+    """An address that the DHCP server keeps for one guest interface."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAC_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    HOSTNAME_FIELD_NUMBER: _builtins.int
+    mac: _builtins.str
+    """MAC address. Required."""
+    address: _builtins.str
+    """Address within the network. Required."""
+    hostname: _builtins.str
+    """Host name that the guest is told; empty: none."""
+    def __init__(
+        self,
+        *,
+        mac: _builtins.str = ...,
+        address: _builtins.str = ...,
+        hostname: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "hostname", b"hostname", "mac", b"mac"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DhcpReservation: _TypeAlias = DhcpReservation  # noqa: Y015
+
+@_typing.final
+class DhcpRange(_message.Message):
+    """The first and the last address that a DHCP server gives out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    start: _builtins.str
+    """The first."""
+    end: _builtins.str
+    """The last."""
+    def __init__(
+        self,
+        *,
+        start: _builtins.str = ...,
+        end: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DhcpRange: _TypeAlias = DhcpRange  # noqa: Y015
+
+@_typing.final
+class NetworkSpec(_message.Message):
+    """A network to create."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    CIDR_FIELD_NUMBER: _builtins.int
+    DHCP_RANGE_FIELD_NUMBER: _builtins.int
+    DHCP_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    RESERVATIONS_FIELD_NUMBER: _builtins.int
+    BRIDGE_FIELD_NUMBER: _builtins.int
+    AUTOSTART_FIELD_NUMBER: _builtins.int
+    mode: Global___NetworkMode.ValueType
+    """How guests reach other networks. Required."""
+    cidr: _builtins.str
+    """Range of addresses, for example `192.0.2.0/24`; the host has the first. Required, but for BRIDGE, which
+    has none.
+    """
+    dhcp: _builtins.bool
+    """Whether the host serves DHCP; absent: true. BRIDGE has none."""
+    domain: _builtins.str
+    """Domain of the guests' names; empty: none."""
+    bridge: _builtins.str
+    """BRIDGE: the existing bridge device of the host, required. Others: the name of the device that is made, at
+    most 15 characters; empty: virtd chooses one.
+    """
+    autostart: _builtins.bool
+    """Whether it starts with the host."""
+    @_builtins.property
+    def dhcp_range(self) -> Global___DhcpRange:
+        """What the DHCP server gives out; absent: everything but the host's address, with `dhcp`."""
+
+    @_builtins.property
+    def reservations(self) -> _containers.RepeatedCompositeFieldContainer[Global___DhcpReservation]:
+        """Addresses that are kept for guests."""
+
+    def __init__(
+        self,
+        *,
+        mode: Global___NetworkMode.ValueType = ...,
+        cidr: _builtins.str = ...,
+        dhcp_range: Global___DhcpRange | None = ...,
+        dhcp: _builtins.bool | None = ...,
+        domain: _builtins.str = ...,
+        reservations: _abc.Iterable[Global___DhcpReservation] | None = ...,
+        bridge: _builtins.str = ...,
+        autostart: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dhcp", b"_dhcp", "_dhcp_range", b"_dhcp_range", "dhcp", b"dhcp", "dhcp_range", b"dhcp_range"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dhcp", b"_dhcp", "_dhcp_range", b"_dhcp_range", "autostart", b"autostart", "bridge", b"bridge", "cidr", b"cidr", "dhcp", b"dhcp", "dhcp_range", b"dhcp_range", "domain", b"domain", "mode", b"mode", "reservations", b"reservations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__dhcp: _TypeAlias = _typing.Literal["dhcp"]  # noqa: Y015
+    _WhichOneofArgType__dhcp: _TypeAlias = _typing.Literal["_dhcp", b"_dhcp"]  # noqa: Y015
+    _WhichOneofReturnType__dhcp_range: _TypeAlias = _typing.Literal["dhcp_range"]  # noqa: Y015
+    _WhichOneofArgType__dhcp_range: _TypeAlias = _typing.Literal["_dhcp_range", b"_dhcp_range"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dhcp) -> _WhichOneofReturnType__dhcp | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dhcp_range) -> _WhichOneofReturnType__dhcp_range | None: ...
+
+Global___NetworkSpec: _TypeAlias = NetworkSpec  # noqa: Y015
+
+@_typing.final
+class DhcpLease(_message.Message):
+    """An address that was given out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAC_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    PREFIX_LENGTH_FIELD_NUMBER: _builtins.int
+    HOSTNAME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    GUEST_FIELD_NUMBER: _builtins.int
+    mac: _builtins.str
+    """MAC address of the guest's interface."""
+    address: _builtins.str
+    """Address, without prefix length."""
+    prefix_length: _builtins.int
+    """Length of the network's prefix; absent: not told."""
+    hostname: _builtins.str
+    """The name that the guest gave."""
+    guest: _builtins.str
+    """The guest with this interface, `hosts/{host}/guests/{guest}`; empty: none that virtd knows."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ends; absent: never, or not told."""
+
+    def __init__(
+        self,
+        *,
+        mac: _builtins.str = ...,
+        address: _builtins.str = ...,
+        prefix_length: _builtins.int | None = ...,
+        hostname: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        guest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_prefix_length", b"_prefix_length", "expire_time", b"expire_time", "prefix_length", b"prefix_length"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prefix_length", b"_prefix_length", "address", b"address", "expire_time", b"expire_time", "guest", b"guest", "hostname", b"hostname", "mac", b"mac", "prefix_length", b"prefix_length"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__prefix_length: _TypeAlias = _typing.Literal["prefix_length"]  # noqa: Y015
+    _WhichOneofArgType__prefix_length: _TypeAlias = _typing.Literal["_prefix_length", b"_prefix_length"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prefix_length) -> _WhichOneofReturnType__prefix_length | None: ...
+
+Global___DhcpLease: _TypeAlias = DhcpLease  # noqa: Y015
 
 @_typing.final
 class Network(_message.Message):
@@ -30,6 +233,10 @@ class Network(_message.Message):
     BRIDGE_FIELD_NUMBER: _builtins.int
     CIDRS_FIELD_NUMBER: _builtins.int
     AUTOSTART_FIELD_NUMBER: _builtins.int
+    DHCP_RANGES_FIELD_NUMBER: _builtins.int
+    RESERVATIONS_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    USED_BY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`hosts/{host}/networks/{network}`."""
     active: _builtins.bool
@@ -40,9 +247,23 @@ class Network(_message.Message):
     """The bridge device of the host."""
     autostart: _builtins.bool
     """Whether it starts with the host."""
+    domain: _builtins.str
+    """Domain of the guests' names."""
     @_builtins.property
     def cidrs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Its address ranges, for example `192.168.122.0/24`."""
+
+    @_builtins.property
+    def dhcp_ranges(self) -> _containers.RepeatedCompositeFieldContainer[Global___DhcpRange]:
+        """What its DHCP server gives out; empty: there is none."""
+
+    @_builtins.property
+    def reservations(self) -> _containers.RepeatedCompositeFieldContainer[Global___DhcpReservation]:
+        """Addresses that are kept for guests."""
+
+    @_builtins.property
+    def used_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Guests with an interface on it."""
 
     def __init__(
         self,
@@ -53,10 +274,14 @@ class Network(_message.Message):
         bridge: _builtins.str = ...,
         cidrs: _abc.Iterable[_builtins.str] | None = ...,
         autostart: _builtins.bool | None = ...,
+        dhcp_ranges: _abc.Iterable[Global___DhcpRange] | None = ...,
+        reservations: _abc.Iterable[Global___DhcpReservation] | None = ...,
+        domain: _builtins.str = ...,
+        used_by: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_active", b"_active", "_autostart", b"_autostart", "active", b"active", "autostart", b"autostart"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_active", b"_active", "_autostart", b"_autostart", "active", b"active", "autostart", b"autostart", "bridge", b"bridge", "cidrs", b"cidrs", "mode", b"mode", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_active", b"_active", "_autostart", b"_autostart", "active", b"active", "autostart", b"autostart", "bridge", b"bridge", "cidrs", b"cidrs", "dhcp_ranges", b"dhcp_ranges", "domain", b"domain", "mode", b"mode", "name", b"name", "reservations", b"reservations", "used_by", b"used_by"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__active: _TypeAlias = _typing.Literal["active"]  # noqa: Y015
     _WhichOneofArgType__active: _TypeAlias = _typing.Literal["_active", b"_active"]  # noqa: Y015
@@ -172,3 +397,383 @@ class ListNetworksResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListNetworksResponse: _TypeAlias = ListNetworksResponse  # noqa: Y015
+
+@_typing.final
+class CreateNetworkRequest(_message.Message):
+    """Request of CreateNetwork."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    NETWORK_ID_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ON_CONFLICT_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`hosts/{host}`."""
+    network_id: _builtins.str
+    """Id of the new network, as for guests, at most 50 characters. Required."""
+    request_id: _builtins.str
+    """UUID of this request."""
+    validate_only: _builtins.bool
+    """Check only."""
+    on_conflict: _capability_pb2.ConflictPolicy.ValueType
+    """What to do when another operation works on it."""
+    @_builtins.property
+    def network(self) -> Global___NetworkSpec:
+        """What it is. Required."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        network_id: _builtins.str = ...,
+        network: Global___NetworkSpec | None = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        on_conflict: _capability_pb2.ConflictPolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["network", b"network"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["network", b"network", "network_id", b"network_id", "on_conflict", b"on_conflict", "parent", b"parent", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateNetworkRequest: _TypeAlias = CreateNetworkRequest  # noqa: Y015
+
+@_typing.final
+class CreateNetworkResponse(_message.Message):
+    """Response of CreateNetwork."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    NATIVE_FIELD_NUMBER: _builtins.int
+    native: _builtins.str
+    """With `validate_only`: the native configuration that it would have."""
+    @_builtins.property
+    def operation(self) -> _operations_pb2.Operation:
+        """The operation; its response is a Network. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        operation: _operations_pb2.Operation | None = ...,
+        native: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["native", b"native", "operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateNetworkResponse: _TypeAlias = CreateNetworkResponse  # noqa: Y015
+
+@_typing.final
+class StartNetworkRequest(_message.Message):
+    """Request of StartNetwork."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ON_CONFLICT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`hosts/{host}/networks/{network}`."""
+    request_id: _builtins.str
+    """UUID of this request."""
+    validate_only: _builtins.bool
+    """Check only."""
+    on_conflict: _capability_pb2.ConflictPolicy.ValueType
+    """What to do when another operation works on it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        on_conflict: _capability_pb2.ConflictPolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "on_conflict", b"on_conflict", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartNetworkRequest: _TypeAlias = StartNetworkRequest  # noqa: Y015
+
+@_typing.final
+class StartNetworkResponse(_message.Message):
+    """Response of StartNetwork."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> _operations_pb2.Operation:
+        """The operation; its response is a Network. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        operation: _operations_pb2.Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartNetworkResponse: _TypeAlias = StartNetworkResponse  # noqa: Y015
+
+@_typing.final
+class StopNetworkRequest(_message.Message):
+    """Request of StopNetwork."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ON_CONFLICT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`hosts/{host}/networks/{network}`."""
+    request_id: _builtins.str
+    """UUID of this request."""
+    validate_only: _builtins.bool
+    """Check only."""
+    on_conflict: _capability_pb2.ConflictPolicy.ValueType
+    """What to do when another operation works on it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        on_conflict: _capability_pb2.ConflictPolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "on_conflict", b"on_conflict", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopNetworkRequest: _TypeAlias = StopNetworkRequest  # noqa: Y015
+
+@_typing.final
+class StopNetworkResponse(_message.Message):
+    """Response of StopNetwork."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> _operations_pb2.Operation:
+        """The operation; its response is a Network. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        operation: _operations_pb2.Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopNetworkResponse: _TypeAlias = StopNetworkResponse  # noqa: Y015
+
+@_typing.final
+class UpdateNetworkRequest(_message.Message):
+    """Request of UpdateNetwork."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    AUTOSTART_FIELD_NUMBER: _builtins.int
+    SET_RESERVATIONS_FIELD_NUMBER: _builtins.int
+    REMOVE_RESERVATIONS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ON_CONFLICT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`hosts/{host}/networks/{network}`."""
+    autostart: _builtins.bool
+    """Whether it starts with the host; absent: as it is."""
+    request_id: _builtins.str
+    """UUID of this request."""
+    validate_only: _builtins.bool
+    """Check only."""
+    on_conflict: _capability_pb2.ConflictPolicy.ValueType
+    """What to do when another operation works on it."""
+    @_builtins.property
+    def set_reservations(self) -> _containers.RepeatedCompositeFieldContainer[Global___DhcpReservation]:
+        """Reservations to add, or to change: each by its MAC address."""
+
+    @_builtins.property
+    def remove_reservations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """MAC addresses whose reservations are removed; one that has none is no error."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        autostart: _builtins.bool | None = ...,
+        set_reservations: _abc.Iterable[Global___DhcpReservation] | None = ...,
+        remove_reservations: _abc.Iterable[_builtins.str] | None = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        on_conflict: _capability_pb2.ConflictPolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_autostart", b"_autostart", "autostart", b"autostart"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_autostart", b"_autostart", "autostart", b"autostart", "name", b"name", "on_conflict", b"on_conflict", "remove_reservations", b"remove_reservations", "request_id", b"request_id", "set_reservations", b"set_reservations", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__autostart: _TypeAlias = _typing.Literal["autostart"]  # noqa: Y015
+    _WhichOneofArgType__autostart: _TypeAlias = _typing.Literal["_autostart", b"_autostart"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__autostart) -> _WhichOneofReturnType__autostart | None: ...
+
+Global___UpdateNetworkRequest: _TypeAlias = UpdateNetworkRequest  # noqa: Y015
+
+@_typing.final
+class UpdateNetworkResponse(_message.Message):
+    """Response of UpdateNetwork."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> _operations_pb2.Operation:
+        """The operation; its response is a Network. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        operation: _operations_pb2.Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateNetworkResponse: _TypeAlias = UpdateNetworkResponse  # noqa: Y015
+
+@_typing.final
+class DeleteNetworkRequest(_message.Message):
+    """Request of DeleteNetwork."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ON_CONFLICT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`hosts/{host}/networks/{network}`."""
+    request_id: _builtins.str
+    """UUID of this request."""
+    validate_only: _builtins.bool
+    """Check only."""
+    on_conflict: _capability_pb2.ConflictPolicy.ValueType
+    """What to do when another operation works on it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        on_conflict: _capability_pb2.ConflictPolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "on_conflict", b"on_conflict", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteNetworkRequest: _TypeAlias = DeleteNetworkRequest  # noqa: Y015
+
+@_typing.final
+class DeleteNetworkResponse(_message.Message):
+    """Response of DeleteNetwork."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> _operations_pb2.Operation:
+        """The operation; its response is an OperationResult. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        operation: _operations_pb2.Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteNetworkResponse: _TypeAlias = DeleteNetworkResponse  # noqa: Y015
+
+@_typing.final
+class ListLeasesRequest(_message.Message):
+    """Request of ListLeases."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`hosts/{host}/networks/{network}`."""
+    page_size: _builtins.int
+    """At most so many; 0: 100; at most 1000."""
+    page_token: _builtins.str
+    """From the last response."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLeasesRequest: _TypeAlias = ListLeasesRequest  # noqa: Y015
+
+@_typing.final
+class ListLeasesResponse(_message.Message):
+    """Response of ListLeases."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___DhcpLease]:
+        """The leases, by MAC address and address."""
+
+    def __init__(
+        self,
+        *,
+        leases: _abc.Iterable[Global___DhcpLease] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leases", b"leases", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLeasesResponse: _TypeAlias = ListLeasesResponse  # noqa: Y015

@@ -46,6 +46,36 @@ class NetworkServiceStub(object):
                 request_serializer=virtd_dot_v1_dot_network__pb2.ListNetworksRequest.SerializeToString,
                 response_deserializer=virtd_dot_v1_dot_network__pb2.ListNetworksResponse.FromString,
                 _registered_method=True)
+        self.CreateNetwork = channel.unary_unary(
+                '/virtd.v1.NetworkService/CreateNetwork',
+                request_serializer=virtd_dot_v1_dot_network__pb2.CreateNetworkRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_network__pb2.CreateNetworkResponse.FromString,
+                _registered_method=True)
+        self.StartNetwork = channel.unary_unary(
+                '/virtd.v1.NetworkService/StartNetwork',
+                request_serializer=virtd_dot_v1_dot_network__pb2.StartNetworkRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_network__pb2.StartNetworkResponse.FromString,
+                _registered_method=True)
+        self.StopNetwork = channel.unary_unary(
+                '/virtd.v1.NetworkService/StopNetwork',
+                request_serializer=virtd_dot_v1_dot_network__pb2.StopNetworkRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_network__pb2.StopNetworkResponse.FromString,
+                _registered_method=True)
+        self.UpdateNetwork = channel.unary_unary(
+                '/virtd.v1.NetworkService/UpdateNetwork',
+                request_serializer=virtd_dot_v1_dot_network__pb2.UpdateNetworkRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_network__pb2.UpdateNetworkResponse.FromString,
+                _registered_method=True)
+        self.DeleteNetwork = channel.unary_unary(
+                '/virtd.v1.NetworkService/DeleteNetwork',
+                request_serializer=virtd_dot_v1_dot_network__pb2.DeleteNetworkRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_network__pb2.DeleteNetworkResponse.FromString,
+                _registered_method=True)
+        self.ListLeases = channel.unary_unary(
+                '/virtd.v1.NetworkService/ListLeases',
+                request_serializer=virtd_dot_v1_dot_network__pb2.ListLeasesRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_network__pb2.ListLeasesResponse.FromString,
+                _registered_method=True)
 
 
 class NetworkServiceServicer(object):
@@ -67,6 +97,56 @@ class NetworkServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateNetwork(self, request, context):
+        """Creates a network and starts it. Errors: ALREADY_EXISTS NETWORK_EXISTS; INVALID_ARGUMENT FIELD_INVALID,
+        NETWORK_OVERLAPS (its range meets another network's or an address of the host's);
+        FAILED_PRECONDITION NETWORK_REFUSED, the host could not start it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartNetwork(self, request, context):
+        """Makes it usable; one that is active stays so. Errors: NOT_FOUND NETWORK_NOT_FOUND; FAILED_PRECONDITION
+        NETWORK_REFUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StopNetwork(self, request, context):
+        """Takes it down; it stays defined. Errors: NOT_FOUND NETWORK_NOT_FOUND; FAILED_PRECONDITION NETWORK_IN_USE,
+        an active guest is connected to it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateNetwork(self, request, context):
+        """Changes whether it starts with the host, and its reservations; at once, also while it is active.
+        Everything else needs another network. Errors: NOT_FOUND NETWORK_NOT_FOUND; INVALID_ARGUMENT
+        FIELD_INVALID, FIELD_UNSUPPORTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteNetwork(self, request, context):
+        """Stops and removes it. Errors: NOT_FOUND NETWORK_NOT_FOUND; FAILED_PRECONDITION NETWORK_IN_USE, a guest
+        has an interface on it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListLeases(self, request, context):
+        """The addresses that the host's DHCP server has given out and that have not expired. It may know of one
+        some seconds later than the guest. Errors: NOT_FOUND NETWORK_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NetworkServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -79,6 +159,36 @@ def add_NetworkServiceServicer_to_server(servicer, server):
                     servicer.ListNetworks,
                     request_deserializer=virtd_dot_v1_dot_network__pb2.ListNetworksRequest.FromString,
                     response_serializer=virtd_dot_v1_dot_network__pb2.ListNetworksResponse.SerializeToString,
+            ),
+            'CreateNetwork': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateNetwork,
+                    request_deserializer=virtd_dot_v1_dot_network__pb2.CreateNetworkRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_network__pb2.CreateNetworkResponse.SerializeToString,
+            ),
+            'StartNetwork': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartNetwork,
+                    request_deserializer=virtd_dot_v1_dot_network__pb2.StartNetworkRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_network__pb2.StartNetworkResponse.SerializeToString,
+            ),
+            'StopNetwork': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopNetwork,
+                    request_deserializer=virtd_dot_v1_dot_network__pb2.StopNetworkRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_network__pb2.StopNetworkResponse.SerializeToString,
+            ),
+            'UpdateNetwork': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateNetwork,
+                    request_deserializer=virtd_dot_v1_dot_network__pb2.UpdateNetworkRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_network__pb2.UpdateNetworkResponse.SerializeToString,
+            ),
+            'DeleteNetwork': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteNetwork,
+                    request_deserializer=virtd_dot_v1_dot_network__pb2.DeleteNetworkRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_network__pb2.DeleteNetworkResponse.SerializeToString,
+            ),
+            'ListLeases': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLeases,
+                    request_deserializer=virtd_dot_v1_dot_network__pb2.ListLeasesRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_network__pb2.ListLeasesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -137,6 +247,168 @@ class NetworkService(object):
             '/virtd.v1.NetworkService/ListNetworks',
             virtd_dot_v1_dot_network__pb2.ListNetworksRequest.SerializeToString,
             virtd_dot_v1_dot_network__pb2.ListNetworksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateNetwork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/virtd.v1.NetworkService/CreateNetwork',
+            virtd_dot_v1_dot_network__pb2.CreateNetworkRequest.SerializeToString,
+            virtd_dot_v1_dot_network__pb2.CreateNetworkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartNetwork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/virtd.v1.NetworkService/StartNetwork',
+            virtd_dot_v1_dot_network__pb2.StartNetworkRequest.SerializeToString,
+            virtd_dot_v1_dot_network__pb2.StartNetworkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopNetwork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/virtd.v1.NetworkService/StopNetwork',
+            virtd_dot_v1_dot_network__pb2.StopNetworkRequest.SerializeToString,
+            virtd_dot_v1_dot_network__pb2.StopNetworkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateNetwork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/virtd.v1.NetworkService/UpdateNetwork',
+            virtd_dot_v1_dot_network__pb2.UpdateNetworkRequest.SerializeToString,
+            virtd_dot_v1_dot_network__pb2.UpdateNetworkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteNetwork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/virtd.v1.NetworkService/DeleteNetwork',
+            virtd_dot_v1_dot_network__pb2.DeleteNetworkRequest.SerializeToString,
+            virtd_dot_v1_dot_network__pb2.DeleteNetworkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLeases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/virtd.v1.NetworkService/ListLeases',
+            virtd_dot_v1_dot_network__pb2.ListLeasesRequest.SerializeToString,
+            virtd_dot_v1_dot_network__pb2.ListLeasesResponse.FromString,
             options,
             channel_credentials,
             insecure,

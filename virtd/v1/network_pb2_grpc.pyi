@@ -39,6 +39,32 @@ class NetworkServiceStub:
     """One network. Errors: NOT_FOUND NETWORK_NOT_FOUND."""
     ListNetworks: _grpc.UnaryUnaryMultiCallable[_network_pb2.ListNetworksRequest, _network_pb2.ListNetworksResponse]
     """The networks of a host."""
+    CreateNetwork: _grpc.UnaryUnaryMultiCallable[_network_pb2.CreateNetworkRequest, _network_pb2.CreateNetworkResponse]
+    """Creates a network and starts it. Errors: ALREADY_EXISTS NETWORK_EXISTS; INVALID_ARGUMENT FIELD_INVALID,
+    NETWORK_OVERLAPS (its range meets another network's or an address of the host's);
+    FAILED_PRECONDITION NETWORK_REFUSED, the host could not start it.
+    """
+    StartNetwork: _grpc.UnaryUnaryMultiCallable[_network_pb2.StartNetworkRequest, _network_pb2.StartNetworkResponse]
+    """Makes it usable; one that is active stays so. Errors: NOT_FOUND NETWORK_NOT_FOUND; FAILED_PRECONDITION
+    NETWORK_REFUSED.
+    """
+    StopNetwork: _grpc.UnaryUnaryMultiCallable[_network_pb2.StopNetworkRequest, _network_pb2.StopNetworkResponse]
+    """Takes it down; it stays defined. Errors: NOT_FOUND NETWORK_NOT_FOUND; FAILED_PRECONDITION NETWORK_IN_USE,
+    an active guest is connected to it.
+    """
+    UpdateNetwork: _grpc.UnaryUnaryMultiCallable[_network_pb2.UpdateNetworkRequest, _network_pb2.UpdateNetworkResponse]
+    """Changes whether it starts with the host, and its reservations; at once, also while it is active.
+    Everything else needs another network. Errors: NOT_FOUND NETWORK_NOT_FOUND; INVALID_ARGUMENT
+    FIELD_INVALID, FIELD_UNSUPPORTED.
+    """
+    DeleteNetwork: _grpc.UnaryUnaryMultiCallable[_network_pb2.DeleteNetworkRequest, _network_pb2.DeleteNetworkResponse]
+    """Stops and removes it. Errors: NOT_FOUND NETWORK_NOT_FOUND; FAILED_PRECONDITION NETWORK_IN_USE, a guest
+    has an interface on it.
+    """
+    ListLeases: _grpc.UnaryUnaryMultiCallable[_network_pb2.ListLeasesRequest, _network_pb2.ListLeasesResponse]
+    """The addresses that the host's DHCP server has given out and that have not expired. It may know of one
+    some seconds later than the guest. Errors: NOT_FOUND NETWORK_NOT_FOUND.
+    """
 
 @_typing.type_check_only
 class NetworkServiceAsyncStub(NetworkServiceStub):
@@ -51,6 +77,32 @@ class NetworkServiceAsyncStub(NetworkServiceStub):
     """One network. Errors: NOT_FOUND NETWORK_NOT_FOUND."""
     ListNetworks: _aio.UnaryUnaryMultiCallable[_network_pb2.ListNetworksRequest, _network_pb2.ListNetworksResponse]  # type: ignore[assignment]
     """The networks of a host."""
+    CreateNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.CreateNetworkRequest, _network_pb2.CreateNetworkResponse]  # type: ignore[assignment]
+    """Creates a network and starts it. Errors: ALREADY_EXISTS NETWORK_EXISTS; INVALID_ARGUMENT FIELD_INVALID,
+    NETWORK_OVERLAPS (its range meets another network's or an address of the host's);
+    FAILED_PRECONDITION NETWORK_REFUSED, the host could not start it.
+    """
+    StartNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.StartNetworkRequest, _network_pb2.StartNetworkResponse]  # type: ignore[assignment]
+    """Makes it usable; one that is active stays so. Errors: NOT_FOUND NETWORK_NOT_FOUND; FAILED_PRECONDITION
+    NETWORK_REFUSED.
+    """
+    StopNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.StopNetworkRequest, _network_pb2.StopNetworkResponse]  # type: ignore[assignment]
+    """Takes it down; it stays defined. Errors: NOT_FOUND NETWORK_NOT_FOUND; FAILED_PRECONDITION NETWORK_IN_USE,
+    an active guest is connected to it.
+    """
+    UpdateNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.UpdateNetworkRequest, _network_pb2.UpdateNetworkResponse]  # type: ignore[assignment]
+    """Changes whether it starts with the host, and its reservations; at once, also while it is active.
+    Everything else needs another network. Errors: NOT_FOUND NETWORK_NOT_FOUND; INVALID_ARGUMENT
+    FIELD_INVALID, FIELD_UNSUPPORTED.
+    """
+    DeleteNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.DeleteNetworkRequest, _network_pb2.DeleteNetworkResponse]  # type: ignore[assignment]
+    """Stops and removes it. Errors: NOT_FOUND NETWORK_NOT_FOUND; FAILED_PRECONDITION NETWORK_IN_USE, a guest
+    has an interface on it.
+    """
+    ListLeases: _aio.UnaryUnaryMultiCallable[_network_pb2.ListLeasesRequest, _network_pb2.ListLeasesResponse]  # type: ignore[assignment]
+    """The addresses that the host's DHCP server has given out and that have not expired. It may know of one
+    some seconds later than the guest. Errors: NOT_FOUND NETWORK_NOT_FOUND.
+    """
 
 class NetworkServiceServicer(metaclass=_abc_1.ABCMeta):
     """Networks of hosts. Errors of every method: NOT_FOUND HOST_NOT_FOUND; FAILED_PRECONDITION
@@ -72,5 +124,67 @@ class NetworkServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_network_pb2.ListNetworksResponse, _abc.Awaitable[_network_pb2.ListNetworksResponse]]:
         """The networks of a host."""
+
+    @_abc_1.abstractmethod
+    def CreateNetwork(
+        self,
+        request: _network_pb2.CreateNetworkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_network_pb2.CreateNetworkResponse, _abc.Awaitable[_network_pb2.CreateNetworkResponse]]:
+        """Creates a network and starts it. Errors: ALREADY_EXISTS NETWORK_EXISTS; INVALID_ARGUMENT FIELD_INVALID,
+        NETWORK_OVERLAPS (its range meets another network's or an address of the host's);
+        FAILED_PRECONDITION NETWORK_REFUSED, the host could not start it.
+        """
+
+    @_abc_1.abstractmethod
+    def StartNetwork(
+        self,
+        request: _network_pb2.StartNetworkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_network_pb2.StartNetworkResponse, _abc.Awaitable[_network_pb2.StartNetworkResponse]]:
+        """Makes it usable; one that is active stays so. Errors: NOT_FOUND NETWORK_NOT_FOUND; FAILED_PRECONDITION
+        NETWORK_REFUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def StopNetwork(
+        self,
+        request: _network_pb2.StopNetworkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_network_pb2.StopNetworkResponse, _abc.Awaitable[_network_pb2.StopNetworkResponse]]:
+        """Takes it down; it stays defined. Errors: NOT_FOUND NETWORK_NOT_FOUND; FAILED_PRECONDITION NETWORK_IN_USE,
+        an active guest is connected to it.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateNetwork(
+        self,
+        request: _network_pb2.UpdateNetworkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_network_pb2.UpdateNetworkResponse, _abc.Awaitable[_network_pb2.UpdateNetworkResponse]]:
+        """Changes whether it starts with the host, and its reservations; at once, also while it is active.
+        Everything else needs another network. Errors: NOT_FOUND NETWORK_NOT_FOUND; INVALID_ARGUMENT
+        FIELD_INVALID, FIELD_UNSUPPORTED.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteNetwork(
+        self,
+        request: _network_pb2.DeleteNetworkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_network_pb2.DeleteNetworkResponse, _abc.Awaitable[_network_pb2.DeleteNetworkResponse]]:
+        """Stops and removes it. Errors: NOT_FOUND NETWORK_NOT_FOUND; FAILED_PRECONDITION NETWORK_IN_USE, a guest
+        has an interface on it.
+        """
+
+    @_abc_1.abstractmethod
+    def ListLeases(
+        self,
+        request: _network_pb2.ListLeasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_network_pb2.ListLeasesResponse, _abc.Awaitable[_network_pb2.ListLeasesResponse]]:
+        """The addresses that the host's DHCP server has given out and that have not expired. It may know of one
+        some seconds later than the guest. Errors: NOT_FOUND NETWORK_NOT_FOUND.
+        """
 
 def add_NetworkServiceServicer_to_server(servicer: NetworkServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -27,37 +27,43 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from virtd.v1 import capability_pb2 as virtd_dot_v1_dot_capability__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17virtd/v1/snapshot.proto\x12\x08virtd.v1\x1a#google/longrunning/operations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19virtd/v1/capability.proto\"\xcc\x01\n\x08Snapshot\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12$\n\x04kind\x18\x03 \x01(\x0e\x32\x16.virtd.v1.SnapshotKind\x12\x0e\n\x06parent\x18\x04 \x01(\t\x12\x0f\n\x07\x63urrent\x18\x05 \x01(\x08\x12\x13\n\x0bguest_state\x18\x06 \x01(\t\x12\x10\n\x08location\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xbb\x01\n\x15\x43reateSnapshotRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x0e\n\x06memory\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\x12-\n\x0bon_conflict\x18\x07 \x01(\x0e\x32\x18.virtd.v1.ConflictPolicy\"J\n\x16\x43reateSnapshotResponse\x12\x30\n\toperation\x18\x01 \x01(\x0b\x32\x1d.google.longrunning.Operation\"\"\n\x12GetSnapshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\";\n\x13GetSnapshotResponse\x12$\n\x08snapshot\x18\x01 \x01(\x0b\x32\x12.virtd.v1.Snapshot\"M\n\x14ListSnapshotsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"W\n\x15ListSnapshotsResponse\x12%\n\tsnapshots\x18\x01 \x03(\x0b\x32\x12.virtd.v1.Snapshot\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x7f\n\x15RevertSnapshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12-\n\x0bon_conflict\x18\x04 \x01(\x0e\x32\x18.virtd.v1.ConflictPolicy\"J\n\x16RevertSnapshotResponse\x12\x30\n\toperation\x18\x01 \x01(\x0b\x32\x1d.google.longrunning.Operation\"\x7f\n\x15\x44\x65leteSnapshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12-\n\x0bon_conflict\x18\x04 \x01(\x0e\x32\x18.virtd.v1.ConflictPolicy\"J\n\x16\x44\x65leteSnapshotResponse\x12\x30\n\toperation\x18\x01 \x01(\x0b\x32\x1d.google.longrunning.Operation*h\n\x0cSnapshotKind\x12\x1d\n\x19SNAPSHOT_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12SNAPSHOT_KIND_DISK\x10\x01\x12!\n\x1dSNAPSHOT_KIND_DISK_AND_MEMORY\x10\x02\x32\xae\x03\n\x0fSnapshotService\x12S\n\x0e\x43reateSnapshot\x12\x1f.virtd.v1.CreateSnapshotRequest\x1a .virtd.v1.CreateSnapshotResponse\x12J\n\x0bGetSnapshot\x12\x1c.virtd.v1.GetSnapshotRequest\x1a\x1d.virtd.v1.GetSnapshotResponse\x12P\n\rListSnapshots\x12\x1e.virtd.v1.ListSnapshotsRequest\x1a\x1f.virtd.v1.ListSnapshotsResponse\x12S\n\x0eRevertSnapshot\x12\x1f.virtd.v1.RevertSnapshotRequest\x1a .virtd.v1.RevertSnapshotResponse\x12S\n\x0e\x44\x65leteSnapshot\x12\x1f.virtd.v1.DeleteSnapshotRequest\x1a .virtd.v1.DeleteSnapshotResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17virtd/v1/snapshot.proto\x12\x08virtd.v1\x1a#google/longrunning/operations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19virtd/v1/capability.proto\"\xdc\x01\n\x08Snapshot\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12$\n\x04kind\x18\x03 \x01(\x0e\x32\x16.virtd.v1.SnapshotKind\x12\x0e\n\x06parent\x18\x04 \x01(\t\x12\x0f\n\x07\x63urrent\x18\x05 \x01(\x08\x12\x13\n\x0bguest_state\x18\x06 \x01(\t\x12\x10\n\x08location\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\t \x01(\t\"\xfa\x01\n\x15\x43reateSnapshotRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x0e\n\x06memory\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\x12-\n\x0bon_conflict\x18\x07 \x01(\x0e\x32\x18.virtd.v1.ConflictPolicy\x12,\n\x08location\x18\x08 \x01(\x0e\x32\x1a.virtd.v1.SnapshotLocation\x12\x0f\n\x07quiesce\x18\t \x01(\x08\"l\n\x16\x43reateSnapshotResponse\x12\x30\n\toperation\x18\x01 \x01(\x0b\x32\x1d.google.longrunning.Operation\x12 \n\x04plan\x18\x02 \x01(\x0b\x32\x12.virtd.v1.Snapshot\"\"\n\x12GetSnapshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\";\n\x13GetSnapshotResponse\x12$\n\x08snapshot\x18\x01 \x01(\x0b\x32\x12.virtd.v1.Snapshot\"M\n\x14ListSnapshotsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"~\n\x15ListSnapshotsResponse\x12%\n\tsnapshots\x18\x01 \x03(\x0b\x32\x12.virtd.v1.Snapshot\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12%\n\x06\x65rrors\x18\x03 \x03(\x0b\x32\x15.virtd.v1.ErrorRecord\"\xae\x01\n\x15UpdateSnapshotRequest\x12$\n\x08snapshot\x18\x01 \x01(\x0b\x32\x12.virtd.v1.Snapshot\x12\x15\n\rupdate_fields\x18\x02 \x03(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12-\n\x0bon_conflict\x18\x05 \x01(\x0e\x32\x18.virtd.v1.ConflictPolicy\"J\n\x16UpdateSnapshotResponse\x12\x30\n\toperation\x18\x01 \x01(\x0b\x32\x1d.google.longrunning.Operation\"\x7f\n\x15RevertSnapshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12-\n\x0bon_conflict\x18\x04 \x01(\x0e\x32\x18.virtd.v1.ConflictPolicy\"J\n\x16RevertSnapshotResponse\x12\x30\n\toperation\x18\x01 \x01(\x0b\x32\x1d.google.longrunning.Operation\"\x91\x01\n\x15\x44\x65leteSnapshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12-\n\x0bon_conflict\x18\x04 \x01(\x0e\x32\x18.virtd.v1.ConflictPolicy\x12\x10\n\x08\x63hildren\x18\x05 \x01(\x08\"J\n\x16\x44\x65leteSnapshotResponse\x12\x30\n\toperation\x18\x01 \x01(\x0b\x32\x1d.google.longrunning.Operation*h\n\x0cSnapshotKind\x12\x1d\n\x19SNAPSHOT_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12SNAPSHOT_KIND_DISK\x10\x01\x12!\n\x1dSNAPSHOT_KIND_DISK_AND_MEMORY\x10\x02*\x91\x01\n\x10SnapshotLocation\x12!\n\x1dSNAPSHOT_LOCATION_UNSPECIFIED\x10\x00\x12\x1a\n\x16SNAPSHOT_LOCATION_AUTO\x10\x01\x12\x1e\n\x1aSNAPSHOT_LOCATION_INTERNAL\x10\x02\x12\x1e\n\x1aSNAPSHOT_LOCATION_EXTERNAL\x10\x03\x32\x83\x04\n\x0fSnapshotService\x12S\n\x0e\x43reateSnapshot\x12\x1f.virtd.v1.CreateSnapshotRequest\x1a .virtd.v1.CreateSnapshotResponse\x12J\n\x0bGetSnapshot\x12\x1c.virtd.v1.GetSnapshotRequest\x1a\x1d.virtd.v1.GetSnapshotResponse\x12P\n\rListSnapshots\x12\x1e.virtd.v1.ListSnapshotsRequest\x1a\x1f.virtd.v1.ListSnapshotsResponse\x12S\n\x0eUpdateSnapshot\x12\x1f.virtd.v1.UpdateSnapshotRequest\x1a .virtd.v1.UpdateSnapshotResponse\x12S\n\x0eRevertSnapshot\x12\x1f.virtd.v1.RevertSnapshotRequest\x1a .virtd.v1.RevertSnapshotResponse\x12S\n\x0e\x44\x65leteSnapshot\x12\x1f.virtd.v1.DeleteSnapshotRequest\x1a .virtd.v1.DeleteSnapshotResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'virtd.v1.snapshot_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SNAPSHOTKIND']._serialized_start=1282
-  _globals['_SNAPSHOTKIND']._serialized_end=1386
+  _globals['_SNAPSHOTKIND']._serialized_start=1706
+  _globals['_SNAPSHOTKIND']._serialized_end=1810
+  _globals['_SNAPSHOTLOCATION']._serialized_start=1813
+  _globals['_SNAPSHOTLOCATION']._serialized_end=1958
   _globals['_SNAPSHOT']._serialized_start=135
-  _globals['_SNAPSHOT']._serialized_end=339
-  _globals['_CREATESNAPSHOTREQUEST']._serialized_start=342
-  _globals['_CREATESNAPSHOTREQUEST']._serialized_end=529
-  _globals['_CREATESNAPSHOTRESPONSE']._serialized_start=531
-  _globals['_CREATESNAPSHOTRESPONSE']._serialized_end=605
-  _globals['_GETSNAPSHOTREQUEST']._serialized_start=607
-  _globals['_GETSNAPSHOTREQUEST']._serialized_end=641
-  _globals['_GETSNAPSHOTRESPONSE']._serialized_start=643
-  _globals['_GETSNAPSHOTRESPONSE']._serialized_end=702
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=704
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=781
-  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=783
-  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=870
-  _globals['_REVERTSNAPSHOTREQUEST']._serialized_start=872
-  _globals['_REVERTSNAPSHOTREQUEST']._serialized_end=999
-  _globals['_REVERTSNAPSHOTRESPONSE']._serialized_start=1001
-  _globals['_REVERTSNAPSHOTRESPONSE']._serialized_end=1075
-  _globals['_DELETESNAPSHOTREQUEST']._serialized_start=1077
-  _globals['_DELETESNAPSHOTREQUEST']._serialized_end=1204
-  _globals['_DELETESNAPSHOTRESPONSE']._serialized_start=1206
-  _globals['_DELETESNAPSHOTRESPONSE']._serialized_end=1280
-  _globals['_SNAPSHOTSERVICE']._serialized_start=1389
-  _globals['_SNAPSHOTSERVICE']._serialized_end=1819
+  _globals['_SNAPSHOT']._serialized_end=355
+  _globals['_CREATESNAPSHOTREQUEST']._serialized_start=358
+  _globals['_CREATESNAPSHOTREQUEST']._serialized_end=608
+  _globals['_CREATESNAPSHOTRESPONSE']._serialized_start=610
+  _globals['_CREATESNAPSHOTRESPONSE']._serialized_end=718
+  _globals['_GETSNAPSHOTREQUEST']._serialized_start=720
+  _globals['_GETSNAPSHOTREQUEST']._serialized_end=754
+  _globals['_GETSNAPSHOTRESPONSE']._serialized_start=756
+  _globals['_GETSNAPSHOTRESPONSE']._serialized_end=815
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=817
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=894
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=896
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=1022
+  _globals['_UPDATESNAPSHOTREQUEST']._serialized_start=1025
+  _globals['_UPDATESNAPSHOTREQUEST']._serialized_end=1199
+  _globals['_UPDATESNAPSHOTRESPONSE']._serialized_start=1201
+  _globals['_UPDATESNAPSHOTRESPONSE']._serialized_end=1275
+  _globals['_REVERTSNAPSHOTREQUEST']._serialized_start=1277
+  _globals['_REVERTSNAPSHOTREQUEST']._serialized_end=1404
+  _globals['_REVERTSNAPSHOTRESPONSE']._serialized_start=1406
+  _globals['_REVERTSNAPSHOTRESPONSE']._serialized_end=1480
+  _globals['_DELETESNAPSHOTREQUEST']._serialized_start=1483
+  _globals['_DELETESNAPSHOTREQUEST']._serialized_end=1628
+  _globals['_DELETESNAPSHOTRESPONSE']._serialized_start=1630
+  _globals['_DELETESNAPSHOTRESPONSE']._serialized_end=1704
+  _globals['_SNAPSHOTSERVICE']._serialized_start=1961
+  _globals['_SNAPSHOTSERVICE']._serialized_end=2476
 # @@protoc_insertion_point(module_scope)

@@ -46,6 +46,38 @@ SNAPSHOT_KIND_DISK_AND_MEMORY: SnapshotKind.ValueType  # 2
 """Disks, memory and devices of the running guest."""
 Global___SnapshotKind: _TypeAlias = SnapshotKind  # noqa: Y015
 
+class _SnapshotLocation:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SnapshotLocationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SnapshotLocation.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SNAPSHOT_LOCATION_UNSPECIFIED: _SnapshotLocation.ValueType  # 0
+    """As AUTO."""
+    SNAPSHOT_LOCATION_AUTO: _SnapshotLocation.ValueType  # 1
+    """The host chooses: inside the images where that is possible, else external. A guest's snapshots
+    are all of one kind.
+    """
+    SNAPSHOT_LOCATION_INTERNAL: _SnapshotLocation.ValueType  # 2
+    """Inside the guest's qcow2 images."""
+    SNAPSHOT_LOCATION_EXTERNAL: _SnapshotLocation.ValueType  # 3
+    """The images are kept as they are, and new images over them take what is written from now on."""
+
+class SnapshotLocation(_SnapshotLocation, metaclass=_SnapshotLocationEnumTypeWrapper):
+    """Where a snapshot shall be kept."""
+
+SNAPSHOT_LOCATION_UNSPECIFIED: SnapshotLocation.ValueType  # 0
+"""As AUTO."""
+SNAPSHOT_LOCATION_AUTO: SnapshotLocation.ValueType  # 1
+"""The host chooses: inside the images where that is possible, else external. A guest's snapshots
+are all of one kind.
+"""
+SNAPSHOT_LOCATION_INTERNAL: SnapshotLocation.ValueType  # 2
+"""Inside the guest's qcow2 images."""
+SNAPSHOT_LOCATION_EXTERNAL: SnapshotLocation.ValueType  # 3
+"""The images are kept as they are, and new images over them take what is written from now on."""
+Global___SnapshotLocation: _TypeAlias = SnapshotLocation  # noqa: Y015
+
 @_typing.final
 class Snapshot(_message.Message):
     """A snapshot of a guest."""
@@ -60,6 +92,7 @@ class Snapshot(_message.Message):
     GUEST_STATE_FIELD_NUMBER: _builtins.int
     LOCATION_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`hosts/{host}/guests/{guest}/snapshots/{snapshot}`. Output only."""
     description: _builtins.str
@@ -71,9 +104,13 @@ class Snapshot(_message.Message):
     current: _builtins.bool
     """Whether the guest's present content descends from it directly. Output only."""
     guest_state: _builtins.str
-    """State of the guest at that moment, as in GuestState (`RUNNING`). Output only."""
+    """State of the guest at that moment, as in GuestState (`RUNNING`). Reverting restores it where the
+    snapshot has memory, and leaves the guest stopped where it has none. Output only.
+    """
     location: _builtins.str
     """`internal` or `external`. Output only."""
+    reason: _builtins.str
+    """Why it is kept there; set in plans and in the answer of CreateSnapshot. Output only."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was taken. Output only."""
@@ -89,10 +126,11 @@ class Snapshot(_message.Message):
         guest_state: _builtins.str = ...,
         location: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "current", b"current", "description", b"description", "guest_state", b"guest_state", "kind", b"kind", "location", b"location", "name", b"name", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "current", b"current", "description", b"description", "guest_state", b"guest_state", "kind", b"kind", "location", b"location", "name", b"name", "parent", b"parent", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -111,6 +149,8 @@ class CreateSnapshotRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     ON_CONFLICT_FIELD_NUMBER: _builtins.int
+    LOCATION_FIELD_NUMBER: _builtins.int
+    QUIESCE_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`hosts/{host}/guests/{guest}`."""
     snapshot_id: _builtins.str
@@ -125,6 +165,12 @@ class CreateSnapshotRequest(_message.Message):
     """Check only."""
     on_conflict: _capability_pb2.ConflictPolicy.ValueType
     """What to do when another operation works on the guest."""
+    location: Global___SnapshotLocation.ValueType
+    """Where it shall be kept."""
+    quiesce: _builtins.bool
+    """Have the guest agent freeze the file systems while a running guest's disks are snapshotted
+    without memory. Needs the agent. No effect on a stopped guest or with memory.
+    """
     def __init__(
         self,
         *,
@@ -135,10 +181,12 @@ class CreateSnapshotRequest(_message.Message):
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
         on_conflict: _capability_pb2.ConflictPolicy.ValueType = ...,
+        location: Global___SnapshotLocation.ValueType = ...,
+        quiesce: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "memory", b"memory", "on_conflict", b"on_conflict", "parent", b"parent", "request_id", b"request_id", "snapshot_id", b"snapshot_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "location", b"location", "memory", b"memory", "on_conflict", b"on_conflict", "parent", b"parent", "quiesce", b"quiesce", "request_id", b"request_id", "snapshot_id", b"snapshot_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -151,18 +199,26 @@ class CreateSnapshotResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     OPERATION_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def operation(self) -> _operations_pb2.Operation:
         """The operation; its response is a Snapshot. Absent with `validate_only`."""
+
+    @_builtins.property
+    def plan(self) -> Global___Snapshot:
+        """What would be taken, and where it would be kept and why. With `validate_only` on a guest on which
+        no other operation works.
+        """
 
     def __init__(
         self,
         *,
         operation: _operations_pb2.Operation | None = ...,
+        plan: Global___Snapshot | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation", "plan", b"plan"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -224,7 +280,7 @@ class ListSnapshotsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
-    """`hosts/{host}/guests/{guest}`."""
+    """`hosts/{host}/guests/{guest}`, `hosts/{host}/guests/-` or `hosts/-/guests/-`."""
     page_size: _builtins.int
     """At most so many; 0: 100; at most 1000."""
     page_token: _builtins.str
@@ -252,25 +308,97 @@ class ListSnapshotsResponse(_message.Message):
 
     SNAPSHOTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Empty on the last page."""
     @_builtins.property
     def snapshots(self) -> _containers.RepeatedCompositeFieldContainer[Global___Snapshot]:
         """The snapshots, parents before children."""
 
+    @_builtins.property
+    def errors(self) -> _containers.RepeatedCompositeFieldContainer[_capability_pb2.ErrorRecord]:
+        """Guests and hosts whose snapshots could not be listed, by `resource`; only with `-` in the parent."""
+
     def __init__(
         self,
         *,
         snapshots: _abc.Iterable[Global___Snapshot] | None = ...,
         next_page_token: _builtins.str = ...,
+        errors: _abc.Iterable[_capability_pb2.ErrorRecord] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "snapshots", b"snapshots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "next_page_token", b"next_page_token", "snapshots", b"snapshots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListSnapshotsResponse: _TypeAlias = ListSnapshotsResponse  # noqa: Y015
+
+@_typing.final
+class UpdateSnapshotRequest(_message.Message):
+    """Request of UpdateSnapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    UPDATE_FIELDS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ON_CONFLICT_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """UUID of this request."""
+    validate_only: _builtins.bool
+    """Check only."""
+    on_conflict: _capability_pb2.ConflictPolicy.ValueType
+    """What to do when another operation works on the guest."""
+    @_builtins.property
+    def snapshot(self) -> Global___Snapshot:
+        """Its `name`, and the new values of the fields in `update_fields`."""
+
+    @_builtins.property
+    def update_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """`description`; nothing else can be changed. Empty: `description`."""
+
+    def __init__(
+        self,
+        *,
+        snapshot: Global___Snapshot | None = ...,
+        update_fields: _abc.Iterable[_builtins.str] | None = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        on_conflict: _capability_pb2.ConflictPolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["on_conflict", b"on_conflict", "request_id", b"request_id", "snapshot", b"snapshot", "update_fields", b"update_fields", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateSnapshotRequest: _TypeAlias = UpdateSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class UpdateSnapshotResponse(_message.Message):
+    """Response of UpdateSnapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> _operations_pb2.Operation:
+        """The operation; its response is a Snapshot. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        operation: _operations_pb2.Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateSnapshotResponse: _TypeAlias = UpdateSnapshotResponse  # noqa: Y015
 
 @_typing.final
 class RevertSnapshotRequest(_message.Message):
@@ -340,6 +468,7 @@ class DeleteSnapshotRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     ON_CONFLICT_FIELD_NUMBER: _builtins.int
+    CHILDREN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`hosts/{host}/guests/{guest}/snapshots/{snapshot}`."""
     request_id: _builtins.str
@@ -348,6 +477,8 @@ class DeleteSnapshotRequest(_message.Message):
     """Check only."""
     on_conflict: _capability_pb2.ConflictPolicy.ValueType
     """What to do when another operation works on the guest."""
+    children: _builtins.bool
+    """Delete the snapshots that descend from it as well, the youngest first."""
     def __init__(
         self,
         *,
@@ -355,10 +486,11 @@ class DeleteSnapshotRequest(_message.Message):
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
         on_conflict: _capability_pb2.ConflictPolicy.ValueType = ...,
+        children: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "on_conflict", b"on_conflict", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["children", b"children", "name", b"name", "on_conflict", b"on_conflict", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -50,6 +50,11 @@ class SnapshotServiceStub(object):
                 request_serializer=virtd_dot_v1_dot_snapshot__pb2.ListSnapshotsRequest.SerializeToString,
                 response_deserializer=virtd_dot_v1_dot_snapshot__pb2.ListSnapshotsResponse.FromString,
                 _registered_method=True)
+        self.UpdateSnapshot = channel.unary_unary(
+                '/virtd.v1.SnapshotService/UpdateSnapshot',
+                request_serializer=virtd_dot_v1_dot_snapshot__pb2.UpdateSnapshotRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_snapshot__pb2.UpdateSnapshotResponse.FromString,
+                _registered_method=True)
         self.RevertSnapshot = channel.unary_unary(
                 '/virtd.v1.SnapshotService/RevertSnapshot',
                 request_serializer=virtd_dot_v1_dot_snapshot__pb2.RevertSnapshotRequest.SerializeToString,
@@ -67,8 +72,11 @@ class SnapshotServiceServicer(object):
     """
 
     def CreateSnapshot(self, request, context):
-        """Takes a snapshot. Errors: ALREADY_EXISTS SNAPSHOT_EXISTS; FAILED_PRECONDITION
-        CAPABILITY_UNSUPPORTED, with the reason, before any side effect.
+        """Takes a snapshot. Where it is kept is decided before any side effect; with `validate_only` the
+        plan is the answer. Errors: ALREADY_EXISTS SNAPSHOT_EXISTS; FAILED_PRECONDITION
+        CAPABILITY_UNSUPPORTED, with the reason; SNAPSHOT_MIXED, the guest has snapshots of the other
+        kind; SNAPSHOT_BLOCKED; INVALID_STATE; AGENT_NOT_CONFIGURED; UNAVAILABLE AGENT_NOT_READY
+        (`quiesce`). All of them before any side effect.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -82,23 +90,37 @@ class SnapshotServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListSnapshots(self, request, context):
-        """All snapshots of a guest, parents before children.
+        """All snapshots of a guest, of a host's guests or of all guests; of each guest parents before
+        children. A host that does not answer is listed, not an error, where several are asked for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateSnapshot(self, request, context):
+        """Changes a snapshot's description. Its id is its name for ever. Errors: NOT_FOUND
+        SNAPSHOT_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RevertSnapshot(self, request, context):
-        """Makes the guest what it was then. What it is now is lost unless it was snapshotted.
-        Errors: NOT_FOUND SNAPSHOT_NOT_FOUND.
+        """Makes the guest what it was then. What it is now is lost unless it was snapshotted. No file that
+        another snapshot, or another guest's disk, needs is written to. A snapshot without memory leaves
+        the guest stopped. Errors: NOT_FOUND SNAPSHOT_NOT_FOUND; FAILED_PRECONDITION
+        SNAPSHOT_CHAIN_BROKEN, and then nothing was touched; SNAPSHOT_BLOCKED; VOLUME_IN_USE, another
+        disk is based on one of the guest's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSnapshot(self, request, context):
-        """Deletes a snapshot; its children keep their data. Errors: NOT_FOUND SNAPSHOT_NOT_FOUND;
-        FAILED_PRECONDITION SNAPSHOT_CHAIN_BROKEN, and then nothing was touched.
+        """Deletes a snapshot; its children keep their data. The chain of the images is read from the disks
+        before and after. Once images are being merged there is no way back: a cancel comes too late.
+        Errors: NOT_FOUND SNAPSHOT_NOT_FOUND; FAILED_PRECONDITION SNAPSHOT_CHAIN_BROKEN, with both chains,
+        and then nothing was touched; SNAPSHOT_BLOCKED; VOLUME_IN_USE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -121,6 +143,11 @@ def add_SnapshotServiceServicer_to_server(servicer, server):
                     servicer.ListSnapshots,
                     request_deserializer=virtd_dot_v1_dot_snapshot__pb2.ListSnapshotsRequest.FromString,
                     response_serializer=virtd_dot_v1_dot_snapshot__pb2.ListSnapshotsResponse.SerializeToString,
+            ),
+            'UpdateSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateSnapshot,
+                    request_deserializer=virtd_dot_v1_dot_snapshot__pb2.UpdateSnapshotRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_snapshot__pb2.UpdateSnapshotResponse.SerializeToString,
             ),
             'RevertSnapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.RevertSnapshot,
@@ -215,6 +242,33 @@ class SnapshotService(object):
             '/virtd.v1.SnapshotService/ListSnapshots',
             virtd_dot_v1_dot_snapshot__pb2.ListSnapshotsRequest.SerializeToString,
             virtd_dot_v1_dot_snapshot__pb2.ListSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/virtd.v1.SnapshotService/UpdateSnapshot',
+            virtd_dot_v1_dot_snapshot__pb2.UpdateSnapshotRequest.SerializeToString,
+            virtd_dot_v1_dot_snapshot__pb2.UpdateSnapshotResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -34,20 +34,34 @@ class SnapshotServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SnapshotServiceAsyncStub: ...
     CreateSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.CreateSnapshotRequest, _snapshot_pb2.CreateSnapshotResponse]
-    """Takes a snapshot. Errors: ALREADY_EXISTS SNAPSHOT_EXISTS; FAILED_PRECONDITION
-    CAPABILITY_UNSUPPORTED, with the reason, before any side effect.
+    """Takes a snapshot. Where it is kept is decided before any side effect; with `validate_only` the
+    plan is the answer. Errors: ALREADY_EXISTS SNAPSHOT_EXISTS; FAILED_PRECONDITION
+    CAPABILITY_UNSUPPORTED, with the reason; SNAPSHOT_MIXED, the guest has snapshots of the other
+    kind; SNAPSHOT_BLOCKED; INVALID_STATE; AGENT_NOT_CONFIGURED; UNAVAILABLE AGENT_NOT_READY
+    (`quiesce`). All of them before any side effect.
     """
     GetSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.GetSnapshotRequest, _snapshot_pb2.GetSnapshotResponse]
     """One snapshot. Errors: NOT_FOUND SNAPSHOT_NOT_FOUND."""
     ListSnapshots: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.ListSnapshotsRequest, _snapshot_pb2.ListSnapshotsResponse]
-    """All snapshots of a guest, parents before children."""
+    """All snapshots of a guest, of a host's guests or of all guests; of each guest parents before
+    children. A host that does not answer is listed, not an error, where several are asked for.
+    """
+    UpdateSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.UpdateSnapshotRequest, _snapshot_pb2.UpdateSnapshotResponse]
+    """Changes a snapshot's description. Its id is its name for ever. Errors: NOT_FOUND
+    SNAPSHOT_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID.
+    """
     RevertSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.RevertSnapshotRequest, _snapshot_pb2.RevertSnapshotResponse]
-    """Makes the guest what it was then. What it is now is lost unless it was snapshotted.
-    Errors: NOT_FOUND SNAPSHOT_NOT_FOUND.
+    """Makes the guest what it was then. What it is now is lost unless it was snapshotted. No file that
+    another snapshot, or another guest's disk, needs is written to. A snapshot without memory leaves
+    the guest stopped. Errors: NOT_FOUND SNAPSHOT_NOT_FOUND; FAILED_PRECONDITION
+    SNAPSHOT_CHAIN_BROKEN, and then nothing was touched; SNAPSHOT_BLOCKED; VOLUME_IN_USE, another
+    disk is based on one of the guest's.
     """
     DeleteSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.DeleteSnapshotRequest, _snapshot_pb2.DeleteSnapshotResponse]
-    """Deletes a snapshot; its children keep their data. Errors: NOT_FOUND SNAPSHOT_NOT_FOUND;
-    FAILED_PRECONDITION SNAPSHOT_CHAIN_BROKEN, and then nothing was touched.
+    """Deletes a snapshot; its children keep their data. The chain of the images is read from the disks
+    before and after. Once images are being merged there is no way back: a cancel comes too late.
+    Errors: NOT_FOUND SNAPSHOT_NOT_FOUND; FAILED_PRECONDITION SNAPSHOT_CHAIN_BROKEN, with both chains,
+    and then nothing was touched; SNAPSHOT_BLOCKED; VOLUME_IN_USE.
     """
 
 @_typing.type_check_only
@@ -56,20 +70,34 @@ class SnapshotServiceAsyncStub(SnapshotServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.CreateSnapshotRequest, _snapshot_pb2.CreateSnapshotResponse]  # type: ignore[assignment]
-    """Takes a snapshot. Errors: ALREADY_EXISTS SNAPSHOT_EXISTS; FAILED_PRECONDITION
-    CAPABILITY_UNSUPPORTED, with the reason, before any side effect.
+    """Takes a snapshot. Where it is kept is decided before any side effect; with `validate_only` the
+    plan is the answer. Errors: ALREADY_EXISTS SNAPSHOT_EXISTS; FAILED_PRECONDITION
+    CAPABILITY_UNSUPPORTED, with the reason; SNAPSHOT_MIXED, the guest has snapshots of the other
+    kind; SNAPSHOT_BLOCKED; INVALID_STATE; AGENT_NOT_CONFIGURED; UNAVAILABLE AGENT_NOT_READY
+    (`quiesce`). All of them before any side effect.
     """
     GetSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.GetSnapshotRequest, _snapshot_pb2.GetSnapshotResponse]  # type: ignore[assignment]
     """One snapshot. Errors: NOT_FOUND SNAPSHOT_NOT_FOUND."""
     ListSnapshots: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.ListSnapshotsRequest, _snapshot_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
-    """All snapshots of a guest, parents before children."""
+    """All snapshots of a guest, of a host's guests or of all guests; of each guest parents before
+    children. A host that does not answer is listed, not an error, where several are asked for.
+    """
+    UpdateSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.UpdateSnapshotRequest, _snapshot_pb2.UpdateSnapshotResponse]  # type: ignore[assignment]
+    """Changes a snapshot's description. Its id is its name for ever. Errors: NOT_FOUND
+    SNAPSHOT_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID.
+    """
     RevertSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.RevertSnapshotRequest, _snapshot_pb2.RevertSnapshotResponse]  # type: ignore[assignment]
-    """Makes the guest what it was then. What it is now is lost unless it was snapshotted.
-    Errors: NOT_FOUND SNAPSHOT_NOT_FOUND.
+    """Makes the guest what it was then. What it is now is lost unless it was snapshotted. No file that
+    another snapshot, or another guest's disk, needs is written to. A snapshot without memory leaves
+    the guest stopped. Errors: NOT_FOUND SNAPSHOT_NOT_FOUND; FAILED_PRECONDITION
+    SNAPSHOT_CHAIN_BROKEN, and then nothing was touched; SNAPSHOT_BLOCKED; VOLUME_IN_USE, another
+    disk is based on one of the guest's.
     """
     DeleteSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.DeleteSnapshotRequest, _snapshot_pb2.DeleteSnapshotResponse]  # type: ignore[assignment]
-    """Deletes a snapshot; its children keep their data. Errors: NOT_FOUND SNAPSHOT_NOT_FOUND;
-    FAILED_PRECONDITION SNAPSHOT_CHAIN_BROKEN, and then nothing was touched.
+    """Deletes a snapshot; its children keep their data. The chain of the images is read from the disks
+    before and after. Once images are being merged there is no way back: a cancel comes too late.
+    Errors: NOT_FOUND SNAPSHOT_NOT_FOUND; FAILED_PRECONDITION SNAPSHOT_CHAIN_BROKEN, with both chains,
+    and then nothing was touched; SNAPSHOT_BLOCKED; VOLUME_IN_USE.
     """
 
 class SnapshotServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -81,8 +109,11 @@ class SnapshotServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _snapshot_pb2.CreateSnapshotRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_snapshot_pb2.CreateSnapshotResponse, _abc.Awaitable[_snapshot_pb2.CreateSnapshotResponse]]:
-        """Takes a snapshot. Errors: ALREADY_EXISTS SNAPSHOT_EXISTS; FAILED_PRECONDITION
-        CAPABILITY_UNSUPPORTED, with the reason, before any side effect.
+        """Takes a snapshot. Where it is kept is decided before any side effect; with `validate_only` the
+        plan is the answer. Errors: ALREADY_EXISTS SNAPSHOT_EXISTS; FAILED_PRECONDITION
+        CAPABILITY_UNSUPPORTED, with the reason; SNAPSHOT_MIXED, the guest has snapshots of the other
+        kind; SNAPSHOT_BLOCKED; INVALID_STATE; AGENT_NOT_CONFIGURED; UNAVAILABLE AGENT_NOT_READY
+        (`quiesce`). All of them before any side effect.
         """
 
     @_abc_1.abstractmethod
@@ -99,7 +130,19 @@ class SnapshotServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _snapshot_pb2.ListSnapshotsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_snapshot_pb2.ListSnapshotsResponse, _abc.Awaitable[_snapshot_pb2.ListSnapshotsResponse]]:
-        """All snapshots of a guest, parents before children."""
+        """All snapshots of a guest, of a host's guests or of all guests; of each guest parents before
+        children. A host that does not answer is listed, not an error, where several are asked for.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateSnapshot(
+        self,
+        request: _snapshot_pb2.UpdateSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_snapshot_pb2.UpdateSnapshotResponse, _abc.Awaitable[_snapshot_pb2.UpdateSnapshotResponse]]:
+        """Changes a snapshot's description. Its id is its name for ever. Errors: NOT_FOUND
+        SNAPSHOT_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID.
+        """
 
     @_abc_1.abstractmethod
     def RevertSnapshot(
@@ -107,8 +150,11 @@ class SnapshotServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _snapshot_pb2.RevertSnapshotRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_snapshot_pb2.RevertSnapshotResponse, _abc.Awaitable[_snapshot_pb2.RevertSnapshotResponse]]:
-        """Makes the guest what it was then. What it is now is lost unless it was snapshotted.
-        Errors: NOT_FOUND SNAPSHOT_NOT_FOUND.
+        """Makes the guest what it was then. What it is now is lost unless it was snapshotted. No file that
+        another snapshot, or another guest's disk, needs is written to. A snapshot without memory leaves
+        the guest stopped. Errors: NOT_FOUND SNAPSHOT_NOT_FOUND; FAILED_PRECONDITION
+        SNAPSHOT_CHAIN_BROKEN, and then nothing was touched; SNAPSHOT_BLOCKED; VOLUME_IN_USE, another
+        disk is based on one of the guest's.
         """
 
     @_abc_1.abstractmethod
@@ -117,8 +163,10 @@ class SnapshotServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _snapshot_pb2.DeleteSnapshotRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_snapshot_pb2.DeleteSnapshotResponse, _abc.Awaitable[_snapshot_pb2.DeleteSnapshotResponse]]:
-        """Deletes a snapshot; its children keep their data. Errors: NOT_FOUND SNAPSHOT_NOT_FOUND;
-        FAILED_PRECONDITION SNAPSHOT_CHAIN_BROKEN, and then nothing was touched.
+        """Deletes a snapshot; its children keep their data. The chain of the images is read from the disks
+        before and after. Once images are being merged there is no way back: a cancel comes too late.
+        Errors: NOT_FOUND SNAPSHOT_NOT_FOUND; FAILED_PRECONDITION SNAPSHOT_CHAIN_BROKEN, with both chains,
+        and then nothing was touched; SNAPSHOT_BLOCKED; VOLUME_IN_USE.
         """
 
 def add_SnapshotServiceServicer_to_server(servicer: SnapshotServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

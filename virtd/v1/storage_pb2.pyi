@@ -9,6 +9,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from virtd.v1 import capability_pb2 as _capability_pb2
 from virtd.v1 import guest_pb2 as _guest_pb2
 import builtins as _builtins
 import sys
@@ -49,6 +50,34 @@ POOL_STATE_UNKNOWN: PoolState.ValueType  # 3
 """The hypervisor does not tell."""
 Global___PoolState: _TypeAlias = PoolState  # noqa: Y015
 
+class _Preallocation:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PreallocationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Preallocation.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PREALLOCATION_UNSPECIFIED: _Preallocation.ValueType  # 0
+    """Default: NONE."""
+    PREALLOCATION_NONE: _Preallocation.ValueType  # 1
+    """Room is taken when a guest writes."""
+    PREALLOCATION_METADATA: _Preallocation.ValueType  # 2
+    """QCOW2 only: the tables of the whole volume."""
+    PREALLOCATION_FULL: _Preallocation.ValueType  # 3
+    """All of it: a guest never finds the pool full."""
+
+class Preallocation(_Preallocation, metaclass=_PreallocationEnumTypeWrapper):
+    """How much of a new volume's room is taken when it is made."""
+
+PREALLOCATION_UNSPECIFIED: Preallocation.ValueType  # 0
+"""Default: NONE."""
+PREALLOCATION_NONE: Preallocation.ValueType  # 1
+"""Room is taken when a guest writes."""
+PREALLOCATION_METADATA: Preallocation.ValueType  # 2
+"""QCOW2 only: the tables of the whole volume."""
+PREALLOCATION_FULL: Preallocation.ValueType  # 3
+"""All of it: a guest never finds the pool full."""
+Global___Preallocation: _TypeAlias = Preallocation  # noqa: Y015
+
 @_typing.final
 class Pool(_message.Message):
     """A place for volumes. Output only."""
@@ -62,6 +91,8 @@ class Pool(_message.Message):
     CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
     ALLOCATION_BYTES_FIELD_NUMBER: _builtins.int
     AVAILABLE_BYTES_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    AUTOSTART_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`hosts/{host}/pools/{pool}`."""
     kind: _builtins.str
@@ -76,6 +107,10 @@ class Pool(_message.Message):
     """Bytes in use."""
     available_bytes: _builtins.int
     """Bytes free."""
+    source: _builtins.str
+    """What it is made of, where that is not the path: `server:/export`, a volume group."""
+    autostart: _builtins.bool
+    """Whether it starts with the host; not set: the hypervisor does not tell."""
     def __init__(
         self,
         *,
@@ -86,13 +121,17 @@ class Pool(_message.Message):
         capacity_bytes: _builtins.int | None = ...,
         allocation_bytes: _builtins.int | None = ...,
         available_bytes: _builtins.int | None = ...,
+        source: _builtins.str = ...,
+        autostart: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_allocation_bytes", b"_allocation_bytes", "_available_bytes", b"_available_bytes", "_capacity_bytes", b"_capacity_bytes", "allocation_bytes", b"allocation_bytes", "available_bytes", b"available_bytes", "capacity_bytes", b"capacity_bytes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allocation_bytes", b"_allocation_bytes", "_autostart", b"_autostart", "_available_bytes", b"_available_bytes", "_capacity_bytes", b"_capacity_bytes", "allocation_bytes", b"allocation_bytes", "autostart", b"autostart", "available_bytes", b"available_bytes", "capacity_bytes", b"capacity_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allocation_bytes", b"_allocation_bytes", "_available_bytes", b"_available_bytes", "_capacity_bytes", b"_capacity_bytes", "allocation_bytes", b"allocation_bytes", "available_bytes", b"available_bytes", "capacity_bytes", b"capacity_bytes", "kind", b"kind", "name", b"name", "path", b"path", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allocation_bytes", b"_allocation_bytes", "_autostart", b"_autostart", "_available_bytes", b"_available_bytes", "_capacity_bytes", b"_capacity_bytes", "allocation_bytes", b"allocation_bytes", "autostart", b"autostart", "available_bytes", b"available_bytes", "capacity_bytes", b"capacity_bytes", "kind", b"kind", "name", b"name", "path", b"path", "source", b"source", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allocation_bytes: _TypeAlias = _typing.Literal["allocation_bytes"]  # noqa: Y015
     _WhichOneofArgType__allocation_bytes: _TypeAlias = _typing.Literal["_allocation_bytes", b"_allocation_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__autostart: _TypeAlias = _typing.Literal["autostart"]  # noqa: Y015
+    _WhichOneofArgType__autostart: _TypeAlias = _typing.Literal["_autostart", b"_autostart"]  # noqa: Y015
     _WhichOneofReturnType__available_bytes: _TypeAlias = _typing.Literal["available_bytes"]  # noqa: Y015
     _WhichOneofArgType__available_bytes: _TypeAlias = _typing.Literal["_available_bytes", b"_available_bytes"]  # noqa: Y015
     _WhichOneofReturnType__capacity_bytes: _TypeAlias = _typing.Literal["capacity_bytes"]  # noqa: Y015
@@ -100,11 +139,87 @@ class Pool(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__allocation_bytes) -> _WhichOneofReturnType__allocation_bytes | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__autostart) -> _WhichOneofReturnType__autostart | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__available_bytes) -> _WhichOneofReturnType__available_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__capacity_bytes) -> _WhichOneofReturnType__capacity_bytes | None: ...
 
 Global___Pool: _TypeAlias = Pool  # noqa: Y015
+
+@_typing.final
+class DirectoryPool(_message.Message):
+    """A directory of the host as a pool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Its absolute path, in one of the allowed directories.  Required."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DirectoryPool: _TypeAlias = DirectoryPool  # noqa: Y015
+
+@_typing.final
+class LogicalPool(_message.Message):
+    """An LVM volume group as a pool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_GROUP_FIELD_NUMBER: _builtins.int
+    volume_group: _builtins.str
+    """Name of the volume group, which must exist.  Required."""
+    def __init__(
+        self,
+        *,
+        volume_group: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["volume_group", b"volume_group"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogicalPool: _TypeAlias = LogicalPool  # noqa: Y015
+
+@_typing.final
+class NfsPool(_message.Message):
+    """A directory that an NFS server exports, as a pool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    EXPORT_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    server: _builtins.str
+    """Name or address of the server.  Required."""
+    export: _builtins.str
+    """The directory as the server exports it.  Required."""
+    path: _builtins.str
+    """Where the host mounts it: an absolute path in one of the allowed directories.  Required."""
+    def __init__(
+        self,
+        *,
+        server: _builtins.str = ...,
+        export: _builtins.str = ...,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["export", b"export", "path", b"path", "server", b"server"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NfsPool: _TypeAlias = NfsPool  # noqa: Y015
 
 @_typing.final
 class Volume(_message.Message):
@@ -277,6 +392,7 @@ class CreateVolumeRequest(_message.Message):
     FORMAT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    PREALLOCATION_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`hosts/{host}/pools/{pool}`."""
     volume_id: _builtins.str
@@ -289,6 +405,8 @@ class CreateVolumeRequest(_message.Message):
     """UUID of this request."""
     validate_only: _builtins.bool
     """Check only."""
+    preallocation: Global___Preallocation.ValueType
+    """How much of its room is taken at once; default NONE."""
     def __init__(
         self,
         *,
@@ -298,10 +416,11 @@ class CreateVolumeRequest(_message.Message):
         format: _guest_pb2.DiskFormat.ValueType = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        preallocation: Global___Preallocation.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "format", b"format", "parent", b"parent", "request_id", b"request_id", "validate_only", b"validate_only", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "format", b"format", "parent", b"parent", "preallocation", b"preallocation", "request_id", b"request_id", "validate_only", b"validate_only", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -488,3 +607,647 @@ class DeleteVolumeResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteVolumeResponse: _TypeAlias = DeleteVolumeResponse  # noqa: Y015
+
+@_typing.final
+class CreatePoolRequest(_message.Message):
+    """Request of CreatePool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    POOL_ID_FIELD_NUMBER: _builtins.int
+    DIRECTORY_FIELD_NUMBER: _builtins.int
+    LOGICAL_FIELD_NUMBER: _builtins.int
+    NFS_FIELD_NUMBER: _builtins.int
+    AUTOSTART_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ON_CONFLICT_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`hosts/{host}`."""
+    pool_id: _builtins.str
+    """Id of the new pool, as for guests.  Required."""
+    autostart: _builtins.bool
+    """Whether it starts with the host."""
+    request_id: _builtins.str
+    """UUID of this request."""
+    validate_only: _builtins.bool
+    """Check only."""
+    on_conflict: _capability_pb2.ConflictPolicy.ValueType
+    """What to do when another operation works on it."""
+    @_builtins.property
+    def directory(self) -> Global___DirectoryPool:
+        """A directory."""
+
+    @_builtins.property
+    def logical(self) -> Global___LogicalPool:
+        """An LVM volume group."""
+
+    @_builtins.property
+    def nfs(self) -> Global___NfsPool:
+        """A directory of an NFS server."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        pool_id: _builtins.str = ...,
+        directory: Global___DirectoryPool | None = ...,
+        logical: Global___LogicalPool | None = ...,
+        nfs: Global___NfsPool | None = ...,
+        autostart: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        on_conflict: _capability_pb2.ConflictPolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "kind", b"kind", "logical", b"logical", "nfs", b"nfs"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["autostart", b"autostart", "directory", b"directory", "kind", b"kind", "logical", b"logical", "nfs", b"nfs", "on_conflict", b"on_conflict", "parent", b"parent", "pool_id", b"pool_id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["directory", "logical", "nfs"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___CreatePoolRequest: _TypeAlias = CreatePoolRequest  # noqa: Y015
+
+@_typing.final
+class CreatePoolResponse(_message.Message):
+    """Response of CreatePool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> _operations_pb2.Operation:
+        """The operation; its response is a Pool. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        operation: _operations_pb2.Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreatePoolResponse: _TypeAlias = CreatePoolResponse  # noqa: Y015
+
+@_typing.final
+class UpdatePoolRequest(_message.Message):
+    """Request of UpdatePool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    AUTOSTART_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ON_CONFLICT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`hosts/{host}/pools/{pool}`."""
+    autostart: _builtins.bool
+    """Whether it starts with the host; not set: as it is."""
+    request_id: _builtins.str
+    """UUID of this request."""
+    validate_only: _builtins.bool
+    """Check only."""
+    on_conflict: _capability_pb2.ConflictPolicy.ValueType
+    """What to do when another operation works on it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        autostart: _builtins.bool | None = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        on_conflict: _capability_pb2.ConflictPolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_autostart", b"_autostart", "autostart", b"autostart"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_autostart", b"_autostart", "autostart", b"autostart", "name", b"name", "on_conflict", b"on_conflict", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__autostart: _TypeAlias = _typing.Literal["autostart"]  # noqa: Y015
+    _WhichOneofArgType__autostart: _TypeAlias = _typing.Literal["_autostart", b"_autostart"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__autostart) -> _WhichOneofReturnType__autostart | None: ...
+
+Global___UpdatePoolRequest: _TypeAlias = UpdatePoolRequest  # noqa: Y015
+
+@_typing.final
+class UpdatePoolResponse(_message.Message):
+    """Response of UpdatePool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> _operations_pb2.Operation:
+        """The operation; its response is a Pool. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        operation: _operations_pb2.Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdatePoolResponse: _TypeAlias = UpdatePoolResponse  # noqa: Y015
+
+@_typing.final
+class StartPoolRequest(_message.Message):
+    """Request of StartPool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ON_CONFLICT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`hosts/{host}/pools/{pool}`."""
+    request_id: _builtins.str
+    """UUID of this request."""
+    validate_only: _builtins.bool
+    """Check only."""
+    on_conflict: _capability_pb2.ConflictPolicy.ValueType
+    """What to do when another operation works on it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        on_conflict: _capability_pb2.ConflictPolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "on_conflict", b"on_conflict", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartPoolRequest: _TypeAlias = StartPoolRequest  # noqa: Y015
+
+@_typing.final
+class StartPoolResponse(_message.Message):
+    """Response of StartPool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> _operations_pb2.Operation:
+        """The operation; its response is a Pool. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        operation: _operations_pb2.Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartPoolResponse: _TypeAlias = StartPoolResponse  # noqa: Y015
+
+@_typing.final
+class StopPoolRequest(_message.Message):
+    """Request of StopPool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ON_CONFLICT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`hosts/{host}/pools/{pool}`."""
+    request_id: _builtins.str
+    """UUID of this request."""
+    validate_only: _builtins.bool
+    """Check only."""
+    on_conflict: _capability_pb2.ConflictPolicy.ValueType
+    """What to do when another operation works on it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        on_conflict: _capability_pb2.ConflictPolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "on_conflict", b"on_conflict", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopPoolRequest: _TypeAlias = StopPoolRequest  # noqa: Y015
+
+@_typing.final
+class StopPoolResponse(_message.Message):
+    """Response of StopPool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> _operations_pb2.Operation:
+        """The operation; its response is a Pool. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        operation: _operations_pb2.Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopPoolResponse: _TypeAlias = StopPoolResponse  # noqa: Y015
+
+@_typing.final
+class RefreshPoolRequest(_message.Message):
+    """Request of RefreshPool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ON_CONFLICT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`hosts/{host}/pools/{pool}`."""
+    request_id: _builtins.str
+    """UUID of this request."""
+    validate_only: _builtins.bool
+    """Check only."""
+    on_conflict: _capability_pb2.ConflictPolicy.ValueType
+    """What to do when another operation works on it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        on_conflict: _capability_pb2.ConflictPolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "on_conflict", b"on_conflict", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefreshPoolRequest: _TypeAlias = RefreshPoolRequest  # noqa: Y015
+
+@_typing.final
+class RefreshPoolResponse(_message.Message):
+    """Response of RefreshPool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> _operations_pb2.Operation:
+        """The operation; its response is a Pool. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        operation: _operations_pb2.Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefreshPoolResponse: _TypeAlias = RefreshPoolResponse  # noqa: Y015
+
+@_typing.final
+class DeletePoolRequest(_message.Message):
+    """Request of DeletePool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REMOVE_DIRECTORY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ON_CONFLICT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`hosts/{host}/pools/{pool}`."""
+    remove_directory: _builtins.bool
+    """Remove its directory as well, which must be empty."""
+    request_id: _builtins.str
+    """UUID of this request."""
+    validate_only: _builtins.bool
+    """Check only."""
+    on_conflict: _capability_pb2.ConflictPolicy.ValueType
+    """What to do when another operation works on it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        remove_directory: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        on_conflict: _capability_pb2.ConflictPolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "on_conflict", b"on_conflict", "remove_directory", b"remove_directory", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeletePoolRequest: _TypeAlias = DeletePoolRequest  # noqa: Y015
+
+@_typing.final
+class DeletePoolResponse(_message.Message):
+    """Response of DeletePool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> _operations_pb2.Operation:
+        """The operation; its response is an OperationResult. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        operation: _operations_pb2.Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeletePoolResponse: _TypeAlias = DeletePoolResponse  # noqa: Y015
+
+@_typing.final
+class ResizeVolumeRequest(_message.Message):
+    """Request of ResizeVolume."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
+    ALLOW_SHRINK_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ON_CONFLICT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`hosts/{host}/pools/{pool}/volumes/{volume}`."""
+    capacity_bytes: _builtins.int
+    """The new size that a guest sees, in bytes; a multiple of 512.  Required."""
+    allow_shrink: _builtins.bool
+    """Allow it to become smaller: what lies at its end is lost.  Only for a volume that no guest uses."""
+    request_id: _builtins.str
+    """UUID of this request."""
+    validate_only: _builtins.bool
+    """Check only."""
+    on_conflict: _capability_pb2.ConflictPolicy.ValueType
+    """What to do when another operation works on it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        capacity_bytes: _builtins.int = ...,
+        allow_shrink: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        on_conflict: _capability_pb2.ConflictPolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_shrink", b"allow_shrink", "capacity_bytes", b"capacity_bytes", "name", b"name", "on_conflict", b"on_conflict", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResizeVolumeRequest: _TypeAlias = ResizeVolumeRequest  # noqa: Y015
+
+@_typing.final
+class ResizeVolumeResponse(_message.Message):
+    """Response of ResizeVolume."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> _operations_pb2.Operation:
+        """The operation; its response is a Volume. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        operation: _operations_pb2.Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResizeVolumeResponse: _TypeAlias = ResizeVolumeResponse  # noqa: Y015
+
+@_typing.final
+class CloneVolumeRequest(_message.Message):
+    """Request of CloneVolume."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    DESTINATION_PARENT_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ON_CONFLICT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`hosts/{host}/pools/{pool}/volumes/{volume}`."""
+    volume_id: _builtins.str
+    """Id of the new volume.  Required."""
+    destination_parent: _builtins.str
+    """The pool for it, `hosts/{host}/pools/{pool}` of the same host; empty: that of the source."""
+    format: _guest_pb2.DiskFormat.ValueType
+    """Its format; default: that of the source."""
+    request_id: _builtins.str
+    """UUID of this request."""
+    validate_only: _builtins.bool
+    """Check only."""
+    on_conflict: _capability_pb2.ConflictPolicy.ValueType
+    """What to do when another operation works on it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        volume_id: _builtins.str = ...,
+        destination_parent: _builtins.str = ...,
+        format: _guest_pb2.DiskFormat.ValueType = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        on_conflict: _capability_pb2.ConflictPolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination_parent", b"destination_parent", "format", b"format", "name", b"name", "on_conflict", b"on_conflict", "request_id", b"request_id", "validate_only", b"validate_only", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloneVolumeRequest: _TypeAlias = CloneVolumeRequest  # noqa: Y015
+
+@_typing.final
+class CloneVolumeResponse(_message.Message):
+    """Response of CloneVolume."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> _operations_pb2.Operation:
+        """The operation; its response is a Volume. Absent with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        operation: _operations_pb2.Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloneVolumeResponse: _TypeAlias = CloneVolumeResponse  # noqa: Y015
+
+@_typing.final
+class DownloadVolumeRequest(_message.Message):
+    """Request of DownloadVolume."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`hosts/{host}/pools/{pool}/volumes/{volume}`."""
+    offset: _builtins.int
+    """The position of the first byte; not 0: go on with a download that was cut."""
+    etag: _builtins.str
+    """From the `start` of the download that was cut: required with an offset."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        offset: _builtins.int = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadVolumeRequest: _TypeAlias = DownloadVolumeRequest  # noqa: Y015
+
+@_typing.final
+class DownloadStart(_message.Message):
+    """What a download begins with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    size_bytes: _builtins.int
+    """Size of the whole file in bytes."""
+    format: _builtins.str
+    """Format of the file."""
+    etag: _builtins.str
+    """For going on after a cut."""
+    def __init__(
+        self,
+        *,
+        size_bytes: _builtins.int = ...,
+        format: _builtins.str = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "format", b"format", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadStart: _TypeAlias = DownloadStart  # noqa: Y015
+
+@_typing.final
+class DownloadEnd(_message.Message):
+    """What a download ends with: without it, bytes are missing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """`sha256:` and the digest of the bytes that this stream has sent, zeros included."""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadEnd: _TypeAlias = DownloadEnd  # noqa: Y015
+
+@_typing.final
+class DownloadVolumeResponse(_message.Message):
+    """Response of DownloadVolume."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    ZERO_BYTES_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """The next bytes."""
+    zero_bytes: _builtins.int
+    """The next bytes are so many zeros."""
+    @_builtins.property
+    def start(self) -> Global___DownloadStart:
+        """The first message."""
+
+    @_builtins.property
+    def end(self) -> Global___DownloadEnd:
+        """The last message."""
+
+    def __init__(
+        self,
+        *,
+        start: Global___DownloadStart | None = ...,
+        data: _builtins.bytes = ...,
+        zero_bytes: _builtins.int = ...,
+        end: Global___DownloadEnd | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "response", b"response", "start", b"start", "zero_bytes", b"zero_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "response", b"response", "start", b"start", "zero_bytes", b"zero_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_response: _TypeAlias = _typing.Literal["start", "data", "zero_bytes", "end"]  # noqa: Y015
+    _WhichOneofArgType_response: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_response) -> _WhichOneofReturnType_response | None: ...
+
+Global___DownloadVolumeResponse: _TypeAlias = DownloadVolumeResponse  # noqa: Y015

@@ -46,6 +46,36 @@ class PoolServiceStub(object):
                 request_serializer=virtd_dot_v1_dot_storage__pb2.ListPoolsRequest.SerializeToString,
                 response_deserializer=virtd_dot_v1_dot_storage__pb2.ListPoolsResponse.FromString,
                 _registered_method=True)
+        self.CreatePool = channel.unary_unary(
+                '/virtd.v1.PoolService/CreatePool',
+                request_serializer=virtd_dot_v1_dot_storage__pb2.CreatePoolRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_storage__pb2.CreatePoolResponse.FromString,
+                _registered_method=True)
+        self.UpdatePool = channel.unary_unary(
+                '/virtd.v1.PoolService/UpdatePool',
+                request_serializer=virtd_dot_v1_dot_storage__pb2.UpdatePoolRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_storage__pb2.UpdatePoolResponse.FromString,
+                _registered_method=True)
+        self.StartPool = channel.unary_unary(
+                '/virtd.v1.PoolService/StartPool',
+                request_serializer=virtd_dot_v1_dot_storage__pb2.StartPoolRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_storage__pb2.StartPoolResponse.FromString,
+                _registered_method=True)
+        self.StopPool = channel.unary_unary(
+                '/virtd.v1.PoolService/StopPool',
+                request_serializer=virtd_dot_v1_dot_storage__pb2.StopPoolRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_storage__pb2.StopPoolResponse.FromString,
+                _registered_method=True)
+        self.RefreshPool = channel.unary_unary(
+                '/virtd.v1.PoolService/RefreshPool',
+                request_serializer=virtd_dot_v1_dot_storage__pb2.RefreshPoolRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_storage__pb2.RefreshPoolResponse.FromString,
+                _registered_method=True)
+        self.DeletePool = channel.unary_unary(
+                '/virtd.v1.PoolService/DeletePool',
+                request_serializer=virtd_dot_v1_dot_storage__pb2.DeletePoolRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_storage__pb2.DeletePoolResponse.FromString,
+                _registered_method=True)
 
 
 class PoolServiceServicer(object):
@@ -67,6 +97,55 @@ class PoolServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreatePool(self, request, context):
+        """Makes a pool and starts it.  A directory that is not there is made; files that are in it become
+        volumes.  Nothing is ever formatted.  Errors: ALREADY_EXISTS POOL_EXISTS, also where another pool has
+        this place; INVALID_ARGUMENT FIELD_INVALID, PATH_NOT_ALLOWED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdatePool(self, request, context):
+        """Changes what may be changed of a pool: whether it starts with the host.  Errors: NOT_FOUND
+        POOL_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartPool(self, request, context):
+        """Makes its volumes usable; one that is active stays so.  Errors: NOT_FOUND POOL_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StopPool(self, request, context):
+        """Lets it go; nothing in it changes.  Errors: NOT_FOUND POOL_NOT_FOUND; FAILED_PRECONDITION POOL_IN_USE,
+        guests that are not stopped use its volumes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RefreshPool(self, request, context):
+        """Looks again at what is in it, for files that came or went without virtd.  Errors: NOT_FOUND
+        POOL_NOT_FOUND; FAILED_PRECONDITION POOL_INACTIVE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeletePool(self, request, context):
+        """Stops and forgets a pool.  Its volumes are never deleted with it: they stay where they are.  Errors:
+        NOT_FOUND POOL_NOT_FOUND; FAILED_PRECONDITION POOL_IN_USE, guests use its volumes, stopped ones too;
+        POOL_NOT_EMPTY, with `remove_directory`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PoolServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -79,6 +158,36 @@ def add_PoolServiceServicer_to_server(servicer, server):
                     servicer.ListPools,
                     request_deserializer=virtd_dot_v1_dot_storage__pb2.ListPoolsRequest.FromString,
                     response_serializer=virtd_dot_v1_dot_storage__pb2.ListPoolsResponse.SerializeToString,
+            ),
+            'CreatePool': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreatePool,
+                    request_deserializer=virtd_dot_v1_dot_storage__pb2.CreatePoolRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_storage__pb2.CreatePoolResponse.SerializeToString,
+            ),
+            'UpdatePool': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdatePool,
+                    request_deserializer=virtd_dot_v1_dot_storage__pb2.UpdatePoolRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_storage__pb2.UpdatePoolResponse.SerializeToString,
+            ),
+            'StartPool': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartPool,
+                    request_deserializer=virtd_dot_v1_dot_storage__pb2.StartPoolRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_storage__pb2.StartPoolResponse.SerializeToString,
+            ),
+            'StopPool': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopPool,
+                    request_deserializer=virtd_dot_v1_dot_storage__pb2.StopPoolRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_storage__pb2.StopPoolResponse.SerializeToString,
+            ),
+            'RefreshPool': grpc.unary_unary_rpc_method_handler(
+                    servicer.RefreshPool,
+                    request_deserializer=virtd_dot_v1_dot_storage__pb2.RefreshPoolRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_storage__pb2.RefreshPoolResponse.SerializeToString,
+            ),
+            'DeletePool': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeletePool,
+                    request_deserializer=virtd_dot_v1_dot_storage__pb2.DeletePoolRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_storage__pb2.DeletePoolResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -147,6 +256,168 @@ class PoolService(object):
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def CreatePool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/virtd.v1.PoolService/CreatePool',
+            virtd_dot_v1_dot_storage__pb2.CreatePoolRequest.SerializeToString,
+            virtd_dot_v1_dot_storage__pb2.CreatePoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdatePool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/virtd.v1.PoolService/UpdatePool',
+            virtd_dot_v1_dot_storage__pb2.UpdatePoolRequest.SerializeToString,
+            virtd_dot_v1_dot_storage__pb2.UpdatePoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartPool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/virtd.v1.PoolService/StartPool',
+            virtd_dot_v1_dot_storage__pb2.StartPoolRequest.SerializeToString,
+            virtd_dot_v1_dot_storage__pb2.StartPoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopPool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/virtd.v1.PoolService/StopPool',
+            virtd_dot_v1_dot_storage__pb2.StopPoolRequest.SerializeToString,
+            virtd_dot_v1_dot_storage__pb2.StopPoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RefreshPool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/virtd.v1.PoolService/RefreshPool',
+            virtd_dot_v1_dot_storage__pb2.RefreshPoolRequest.SerializeToString,
+            virtd_dot_v1_dot_storage__pb2.RefreshPoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeletePool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/virtd.v1.PoolService/DeletePool',
+            virtd_dot_v1_dot_storage__pb2.DeletePoolRequest.SerializeToString,
+            virtd_dot_v1_dot_storage__pb2.DeletePoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class VolumeServiceStub(object):
     """Volumes of pools. Errors of every method: as for PoolService, and NOT_FOUND POOL_NOT_FOUND.
@@ -178,6 +449,21 @@ class VolumeServiceStub(object):
                 request_serializer=virtd_dot_v1_dot_storage__pb2.DeleteVolumeRequest.SerializeToString,
                 response_deserializer=virtd_dot_v1_dot_storage__pb2.DeleteVolumeResponse.FromString,
                 _registered_method=True)
+        self.ResizeVolume = channel.unary_unary(
+                '/virtd.v1.VolumeService/ResizeVolume',
+                request_serializer=virtd_dot_v1_dot_storage__pb2.ResizeVolumeRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_storage__pb2.ResizeVolumeResponse.FromString,
+                _registered_method=True)
+        self.CloneVolume = channel.unary_unary(
+                '/virtd.v1.VolumeService/CloneVolume',
+                request_serializer=virtd_dot_v1_dot_storage__pb2.CloneVolumeRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_storage__pb2.CloneVolumeResponse.FromString,
+                _registered_method=True)
+        self.DownloadVolume = channel.unary_stream(
+                '/virtd.v1.VolumeService/DownloadVolume',
+                request_serializer=virtd_dot_v1_dot_storage__pb2.DownloadVolumeRequest.SerializeToString,
+                response_deserializer=virtd_dot_v1_dot_storage__pb2.DownloadVolumeResponse.FromString,
+                _registered_method=True)
 
 
 class VolumeServiceServicer(object):
@@ -186,7 +472,7 @@ class VolumeServiceServicer(object):
 
     def CreateVolume(self, request, context):
         """Creates an empty volume. Errors: ALREADY_EXISTS VOLUME_EXISTS; RESOURCE_EXHAUSTED STORAGE_FULL;
-        INVALID_ARGUMENT FIELD_INVALID.
+        INVALID_ARGUMENT FIELD_INVALID; FAILED_PRECONDITION POOL_INACTIVE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -208,6 +494,36 @@ class VolumeServiceServicer(object):
 
     def DeleteVolume(self, request, context):
         """Deletes a volume. Errors: NOT_FOUND VOLUME_NOT_FOUND; FAILED_PRECONDITION VOLUME_IN_USE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResizeVolume(self, request, context):
+        """Changes the size that a guest sees.  The file systems in it are not touched.  Errors: NOT_FOUND
+        VOLUME_NOT_FOUND; FAILED_PRECONDITION VOLUME_IN_USE (a guest that is not stopped uses it: resize the disk
+        of that guest instead; or a volume is based on it), SHRINK_REFUSED; RESOURCE_EXHAUSTED STORAGE_FULL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloneVolume(self, request, context):
+        """Makes a volume that stands alone, with the content of another; in another pool of the host or in
+        another format, if asked for.  Errors: NOT_FOUND VOLUME_NOT_FOUND; ALREADY_EXISTS VOLUME_EXISTS;
+        FAILED_PRECONDITION VOLUME_IN_USE, a guest that is not stopped writes to it; RESOURCE_EXHAUSTED
+        STORAGE_FULL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadVolume(self, request, context):
+        """The bytes of a volume's file, from an offset on: `start`, then `data` and `zero_bytes` in order, then
+        `end`.  A cut download goes on with `offset` and `etag`.  Uploads are in UploadService.  Errors:
+        NOT_FOUND VOLUME_NOT_FOUND; FAILED_PRECONDITION VOLUME_IN_USE, a guest that is not stopped writes to it;
+        ABORTED ETAG_MISMATCH, the volume has changed since, or while it was read: begin anew;
+        INVALID_ARGUMENT FIELD_INVALID, an offset beyond the end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -235,6 +551,21 @@ def add_VolumeServiceServicer_to_server(servicer, server):
                     servicer.DeleteVolume,
                     request_deserializer=virtd_dot_v1_dot_storage__pb2.DeleteVolumeRequest.FromString,
                     response_serializer=virtd_dot_v1_dot_storage__pb2.DeleteVolumeResponse.SerializeToString,
+            ),
+            'ResizeVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResizeVolume,
+                    request_deserializer=virtd_dot_v1_dot_storage__pb2.ResizeVolumeRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_storage__pb2.ResizeVolumeResponse.SerializeToString,
+            ),
+            'CloneVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloneVolume,
+                    request_deserializer=virtd_dot_v1_dot_storage__pb2.CloneVolumeRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_storage__pb2.CloneVolumeResponse.SerializeToString,
+            ),
+            'DownloadVolume': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadVolume,
+                    request_deserializer=virtd_dot_v1_dot_storage__pb2.DownloadVolumeRequest.FromString,
+                    response_serializer=virtd_dot_v1_dot_storage__pb2.DownloadVolumeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -346,6 +677,87 @@ class VolumeService(object):
             '/virtd.v1.VolumeService/DeleteVolume',
             virtd_dot_v1_dot_storage__pb2.DeleteVolumeRequest.SerializeToString,
             virtd_dot_v1_dot_storage__pb2.DeleteVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResizeVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/virtd.v1.VolumeService/ResizeVolume',
+            virtd_dot_v1_dot_storage__pb2.ResizeVolumeRequest.SerializeToString,
+            virtd_dot_v1_dot_storage__pb2.ResizeVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloneVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/virtd.v1.VolumeService/CloneVolume',
+            virtd_dot_v1_dot_storage__pb2.CloneVolumeRequest.SerializeToString,
+            virtd_dot_v1_dot_storage__pb2.CloneVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/virtd.v1.VolumeService/DownloadVolume',
+            virtd_dot_v1_dot_storage__pb2.DownloadVolumeRequest.SerializeToString,
+            virtd_dot_v1_dot_storage__pb2.DownloadVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,

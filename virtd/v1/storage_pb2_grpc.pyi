@@ -39,6 +39,30 @@ class PoolServiceStub:
     """One pool. Errors: NOT_FOUND POOL_NOT_FOUND."""
     ListPools: _grpc.UnaryUnaryMultiCallable[_storage_pb2.ListPoolsRequest, _storage_pb2.ListPoolsResponse]
     """The pools of a host."""
+    CreatePool: _grpc.UnaryUnaryMultiCallable[_storage_pb2.CreatePoolRequest, _storage_pb2.CreatePoolResponse]
+    """Makes a pool and starts it.  A directory that is not there is made; files that are in it become
+    volumes.  Nothing is ever formatted.  Errors: ALREADY_EXISTS POOL_EXISTS, also where another pool has
+    this place; INVALID_ARGUMENT FIELD_INVALID, PATH_NOT_ALLOWED.
+    """
+    UpdatePool: _grpc.UnaryUnaryMultiCallable[_storage_pb2.UpdatePoolRequest, _storage_pb2.UpdatePoolResponse]
+    """Changes what may be changed of a pool: whether it starts with the host.  Errors: NOT_FOUND
+    POOL_NOT_FOUND.
+    """
+    StartPool: _grpc.UnaryUnaryMultiCallable[_storage_pb2.StartPoolRequest, _storage_pb2.StartPoolResponse]
+    """Makes its volumes usable; one that is active stays so.  Errors: NOT_FOUND POOL_NOT_FOUND."""
+    StopPool: _grpc.UnaryUnaryMultiCallable[_storage_pb2.StopPoolRequest, _storage_pb2.StopPoolResponse]
+    """Lets it go; nothing in it changes.  Errors: NOT_FOUND POOL_NOT_FOUND; FAILED_PRECONDITION POOL_IN_USE,
+    guests that are not stopped use its volumes.
+    """
+    RefreshPool: _grpc.UnaryUnaryMultiCallable[_storage_pb2.RefreshPoolRequest, _storage_pb2.RefreshPoolResponse]
+    """Looks again at what is in it, for files that came or went without virtd.  Errors: NOT_FOUND
+    POOL_NOT_FOUND; FAILED_PRECONDITION POOL_INACTIVE.
+    """
+    DeletePool: _grpc.UnaryUnaryMultiCallable[_storage_pb2.DeletePoolRequest, _storage_pb2.DeletePoolResponse]
+    """Stops and forgets a pool.  Its volumes are never deleted with it: they stay where they are.  Errors:
+    NOT_FOUND POOL_NOT_FOUND; FAILED_PRECONDITION POOL_IN_USE, guests use its volumes, stopped ones too;
+    POOL_NOT_EMPTY, with `remove_directory`.
+    """
 
 @_typing.type_check_only
 class PoolServiceAsyncStub(PoolServiceStub):
@@ -51,6 +75,30 @@ class PoolServiceAsyncStub(PoolServiceStub):
     """One pool. Errors: NOT_FOUND POOL_NOT_FOUND."""
     ListPools: _aio.UnaryUnaryMultiCallable[_storage_pb2.ListPoolsRequest, _storage_pb2.ListPoolsResponse]  # type: ignore[assignment]
     """The pools of a host."""
+    CreatePool: _aio.UnaryUnaryMultiCallable[_storage_pb2.CreatePoolRequest, _storage_pb2.CreatePoolResponse]  # type: ignore[assignment]
+    """Makes a pool and starts it.  A directory that is not there is made; files that are in it become
+    volumes.  Nothing is ever formatted.  Errors: ALREADY_EXISTS POOL_EXISTS, also where another pool has
+    this place; INVALID_ARGUMENT FIELD_INVALID, PATH_NOT_ALLOWED.
+    """
+    UpdatePool: _aio.UnaryUnaryMultiCallable[_storage_pb2.UpdatePoolRequest, _storage_pb2.UpdatePoolResponse]  # type: ignore[assignment]
+    """Changes what may be changed of a pool: whether it starts with the host.  Errors: NOT_FOUND
+    POOL_NOT_FOUND.
+    """
+    StartPool: _aio.UnaryUnaryMultiCallable[_storage_pb2.StartPoolRequest, _storage_pb2.StartPoolResponse]  # type: ignore[assignment]
+    """Makes its volumes usable; one that is active stays so.  Errors: NOT_FOUND POOL_NOT_FOUND."""
+    StopPool: _aio.UnaryUnaryMultiCallable[_storage_pb2.StopPoolRequest, _storage_pb2.StopPoolResponse]  # type: ignore[assignment]
+    """Lets it go; nothing in it changes.  Errors: NOT_FOUND POOL_NOT_FOUND; FAILED_PRECONDITION POOL_IN_USE,
+    guests that are not stopped use its volumes.
+    """
+    RefreshPool: _aio.UnaryUnaryMultiCallable[_storage_pb2.RefreshPoolRequest, _storage_pb2.RefreshPoolResponse]  # type: ignore[assignment]
+    """Looks again at what is in it, for files that came or went without virtd.  Errors: NOT_FOUND
+    POOL_NOT_FOUND; FAILED_PRECONDITION POOL_INACTIVE.
+    """
+    DeletePool: _aio.UnaryUnaryMultiCallable[_storage_pb2.DeletePoolRequest, _storage_pb2.DeletePoolResponse]  # type: ignore[assignment]
+    """Stops and forgets a pool.  Its volumes are never deleted with it: they stay where they are.  Errors:
+    NOT_FOUND POOL_NOT_FOUND; FAILED_PRECONDITION POOL_IN_USE, guests use its volumes, stopped ones too;
+    POOL_NOT_EMPTY, with `remove_directory`.
+    """
 
 class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
     """Storage pools of hosts. Errors of every method: NOT_FOUND HOST_NOT_FOUND; FAILED_PRECONDITION
@@ -73,6 +121,66 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_storage_pb2.ListPoolsResponse, _abc.Awaitable[_storage_pb2.ListPoolsResponse]]:
         """The pools of a host."""
 
+    @_abc_1.abstractmethod
+    def CreatePool(
+        self,
+        request: _storage_pb2.CreatePoolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.CreatePoolResponse, _abc.Awaitable[_storage_pb2.CreatePoolResponse]]:
+        """Makes a pool and starts it.  A directory that is not there is made; files that are in it become
+        volumes.  Nothing is ever formatted.  Errors: ALREADY_EXISTS POOL_EXISTS, also where another pool has
+        this place; INVALID_ARGUMENT FIELD_INVALID, PATH_NOT_ALLOWED.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdatePool(
+        self,
+        request: _storage_pb2.UpdatePoolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.UpdatePoolResponse, _abc.Awaitable[_storage_pb2.UpdatePoolResponse]]:
+        """Changes what may be changed of a pool: whether it starts with the host.  Errors: NOT_FOUND
+        POOL_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def StartPool(
+        self,
+        request: _storage_pb2.StartPoolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.StartPoolResponse, _abc.Awaitable[_storage_pb2.StartPoolResponse]]:
+        """Makes its volumes usable; one that is active stays so.  Errors: NOT_FOUND POOL_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def StopPool(
+        self,
+        request: _storage_pb2.StopPoolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.StopPoolResponse, _abc.Awaitable[_storage_pb2.StopPoolResponse]]:
+        """Lets it go; nothing in it changes.  Errors: NOT_FOUND POOL_NOT_FOUND; FAILED_PRECONDITION POOL_IN_USE,
+        guests that are not stopped use its volumes.
+        """
+
+    @_abc_1.abstractmethod
+    def RefreshPool(
+        self,
+        request: _storage_pb2.RefreshPoolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.RefreshPoolResponse, _abc.Awaitable[_storage_pb2.RefreshPoolResponse]]:
+        """Looks again at what is in it, for files that came or went without virtd.  Errors: NOT_FOUND
+        POOL_NOT_FOUND; FAILED_PRECONDITION POOL_INACTIVE.
+        """
+
+    @_abc_1.abstractmethod
+    def DeletePool(
+        self,
+        request: _storage_pb2.DeletePoolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.DeletePoolResponse, _abc.Awaitable[_storage_pb2.DeletePoolResponse]]:
+        """Stops and forgets a pool.  Its volumes are never deleted with it: they stay where they are.  Errors:
+        NOT_FOUND POOL_NOT_FOUND; FAILED_PRECONDITION POOL_IN_USE, guests use its volumes, stopped ones too;
+        POOL_NOT_EMPTY, with `remove_directory`.
+        """
+
 def add_PoolServiceServicer_to_server(servicer: PoolServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class VolumeServiceStub:
@@ -84,7 +192,7 @@ class VolumeServiceStub:
     def __new__(cls, channel: _aio.Channel) -> VolumeServiceAsyncStub: ...
     CreateVolume: _grpc.UnaryUnaryMultiCallable[_storage_pb2.CreateVolumeRequest, _storage_pb2.CreateVolumeResponse]
     """Creates an empty volume. Errors: ALREADY_EXISTS VOLUME_EXISTS; RESOURCE_EXHAUSTED STORAGE_FULL;
-    INVALID_ARGUMENT FIELD_INVALID.
+    INVALID_ARGUMENT FIELD_INVALID; FAILED_PRECONDITION POOL_INACTIVE.
     """
     GetVolume: _grpc.UnaryUnaryMultiCallable[_storage_pb2.GetVolumeRequest, _storage_pb2.GetVolumeResponse]
     """One volume. Errors: NOT_FOUND VOLUME_NOT_FOUND."""
@@ -92,6 +200,24 @@ class VolumeServiceStub:
     """The volumes of a pool."""
     DeleteVolume: _grpc.UnaryUnaryMultiCallable[_storage_pb2.DeleteVolumeRequest, _storage_pb2.DeleteVolumeResponse]
     """Deletes a volume. Errors: NOT_FOUND VOLUME_NOT_FOUND; FAILED_PRECONDITION VOLUME_IN_USE."""
+    ResizeVolume: _grpc.UnaryUnaryMultiCallable[_storage_pb2.ResizeVolumeRequest, _storage_pb2.ResizeVolumeResponse]
+    """Changes the size that a guest sees.  The file systems in it are not touched.  Errors: NOT_FOUND
+    VOLUME_NOT_FOUND; FAILED_PRECONDITION VOLUME_IN_USE (a guest that is not stopped uses it: resize the disk
+    of that guest instead; or a volume is based on it), SHRINK_REFUSED; RESOURCE_EXHAUSTED STORAGE_FULL.
+    """
+    CloneVolume: _grpc.UnaryUnaryMultiCallable[_storage_pb2.CloneVolumeRequest, _storage_pb2.CloneVolumeResponse]
+    """Makes a volume that stands alone, with the content of another; in another pool of the host or in
+    another format, if asked for.  Errors: NOT_FOUND VOLUME_NOT_FOUND; ALREADY_EXISTS VOLUME_EXISTS;
+    FAILED_PRECONDITION VOLUME_IN_USE, a guest that is not stopped writes to it; RESOURCE_EXHAUSTED
+    STORAGE_FULL.
+    """
+    DownloadVolume: _grpc.UnaryStreamMultiCallable[_storage_pb2.DownloadVolumeRequest, _storage_pb2.DownloadVolumeResponse]
+    """The bytes of a volume's file, from an offset on: `start`, then `data` and `zero_bytes` in order, then
+    `end`.  A cut download goes on with `offset` and `etag`.  Uploads are in UploadService.  Errors:
+    NOT_FOUND VOLUME_NOT_FOUND; FAILED_PRECONDITION VOLUME_IN_USE, a guest that is not stopped writes to it;
+    ABORTED ETAG_MISMATCH, the volume has changed since, or while it was read: begin anew;
+    INVALID_ARGUMENT FIELD_INVALID, an offset beyond the end.
+    """
 
 @_typing.type_check_only
 class VolumeServiceAsyncStub(VolumeServiceStub):
@@ -100,7 +226,7 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateVolume: _aio.UnaryUnaryMultiCallable[_storage_pb2.CreateVolumeRequest, _storage_pb2.CreateVolumeResponse]  # type: ignore[assignment]
     """Creates an empty volume. Errors: ALREADY_EXISTS VOLUME_EXISTS; RESOURCE_EXHAUSTED STORAGE_FULL;
-    INVALID_ARGUMENT FIELD_INVALID.
+    INVALID_ARGUMENT FIELD_INVALID; FAILED_PRECONDITION POOL_INACTIVE.
     """
     GetVolume: _aio.UnaryUnaryMultiCallable[_storage_pb2.GetVolumeRequest, _storage_pb2.GetVolumeResponse]  # type: ignore[assignment]
     """One volume. Errors: NOT_FOUND VOLUME_NOT_FOUND."""
@@ -108,6 +234,24 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     """The volumes of a pool."""
     DeleteVolume: _aio.UnaryUnaryMultiCallable[_storage_pb2.DeleteVolumeRequest, _storage_pb2.DeleteVolumeResponse]  # type: ignore[assignment]
     """Deletes a volume. Errors: NOT_FOUND VOLUME_NOT_FOUND; FAILED_PRECONDITION VOLUME_IN_USE."""
+    ResizeVolume: _aio.UnaryUnaryMultiCallable[_storage_pb2.ResizeVolumeRequest, _storage_pb2.ResizeVolumeResponse]  # type: ignore[assignment]
+    """Changes the size that a guest sees.  The file systems in it are not touched.  Errors: NOT_FOUND
+    VOLUME_NOT_FOUND; FAILED_PRECONDITION VOLUME_IN_USE (a guest that is not stopped uses it: resize the disk
+    of that guest instead; or a volume is based on it), SHRINK_REFUSED; RESOURCE_EXHAUSTED STORAGE_FULL.
+    """
+    CloneVolume: _aio.UnaryUnaryMultiCallable[_storage_pb2.CloneVolumeRequest, _storage_pb2.CloneVolumeResponse]  # type: ignore[assignment]
+    """Makes a volume that stands alone, with the content of another; in another pool of the host or in
+    another format, if asked for.  Errors: NOT_FOUND VOLUME_NOT_FOUND; ALREADY_EXISTS VOLUME_EXISTS;
+    FAILED_PRECONDITION VOLUME_IN_USE, a guest that is not stopped writes to it; RESOURCE_EXHAUSTED
+    STORAGE_FULL.
+    """
+    DownloadVolume: _aio.UnaryStreamMultiCallable[_storage_pb2.DownloadVolumeRequest, _storage_pb2.DownloadVolumeResponse]  # type: ignore[assignment]
+    """The bytes of a volume's file, from an offset on: `start`, then `data` and `zero_bytes` in order, then
+    `end`.  A cut download goes on with `offset` and `etag`.  Uploads are in UploadService.  Errors:
+    NOT_FOUND VOLUME_NOT_FOUND; FAILED_PRECONDITION VOLUME_IN_USE, a guest that is not stopped writes to it;
+    ABORTED ETAG_MISMATCH, the volume has changed since, or while it was read: begin anew;
+    INVALID_ARGUMENT FIELD_INVALID, an offset beyond the end.
+    """
 
 class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
     """Volumes of pools. Errors of every method: as for PoolService, and NOT_FOUND POOL_NOT_FOUND."""
@@ -119,7 +263,7 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_storage_pb2.CreateVolumeResponse, _abc.Awaitable[_storage_pb2.CreateVolumeResponse]]:
         """Creates an empty volume. Errors: ALREADY_EXISTS VOLUME_EXISTS; RESOURCE_EXHAUSTED STORAGE_FULL;
-        INVALID_ARGUMENT FIELD_INVALID.
+        INVALID_ARGUMENT FIELD_INVALID; FAILED_PRECONDITION POOL_INACTIVE.
         """
 
     @_abc_1.abstractmethod
@@ -145,5 +289,41 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_storage_pb2.DeleteVolumeResponse, _abc.Awaitable[_storage_pb2.DeleteVolumeResponse]]:
         """Deletes a volume. Errors: NOT_FOUND VOLUME_NOT_FOUND; FAILED_PRECONDITION VOLUME_IN_USE."""
+
+    @_abc_1.abstractmethod
+    def ResizeVolume(
+        self,
+        request: _storage_pb2.ResizeVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.ResizeVolumeResponse, _abc.Awaitable[_storage_pb2.ResizeVolumeResponse]]:
+        """Changes the size that a guest sees.  The file systems in it are not touched.  Errors: NOT_FOUND
+        VOLUME_NOT_FOUND; FAILED_PRECONDITION VOLUME_IN_USE (a guest that is not stopped uses it: resize the disk
+        of that guest instead; or a volume is based on it), SHRINK_REFUSED; RESOURCE_EXHAUSTED STORAGE_FULL.
+        """
+
+    @_abc_1.abstractmethod
+    def CloneVolume(
+        self,
+        request: _storage_pb2.CloneVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.CloneVolumeResponse, _abc.Awaitable[_storage_pb2.CloneVolumeResponse]]:
+        """Makes a volume that stands alone, with the content of another; in another pool of the host or in
+        another format, if asked for.  Errors: NOT_FOUND VOLUME_NOT_FOUND; ALREADY_EXISTS VOLUME_EXISTS;
+        FAILED_PRECONDITION VOLUME_IN_USE, a guest that is not stopped writes to it; RESOURCE_EXHAUSTED
+        STORAGE_FULL.
+        """
+
+    @_abc_1.abstractmethod
+    def DownloadVolume(
+        self,
+        request: _storage_pb2.DownloadVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_storage_pb2.DownloadVolumeResponse], _abc.AsyncIterator[_storage_pb2.DownloadVolumeResponse]]:
+        """The bytes of a volume's file, from an offset on: `start`, then `data` and `zero_bytes` in order, then
+        `end`.  A cut download goes on with `offset` and `etag`.  Uploads are in UploadService.  Errors:
+        NOT_FOUND VOLUME_NOT_FOUND; FAILED_PRECONDITION VOLUME_IN_USE, a guest that is not stopped writes to it;
+        ABORTED ETAG_MISMATCH, the volume has changed since, or while it was read: begin anew;
+        INVALID_ARGUMENT FIELD_INVALID, an offset beyond the end.
+        """
 
 def add_VolumeServiceServicer_to_server(servicer: VolumeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

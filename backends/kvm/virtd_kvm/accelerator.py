@@ -21,6 +21,7 @@ from virtd.errors import UnavailableError, VirtdError
 from virtd.libvirt.connections import HostConnections, LaneName
 from virtd.libvirt.scratch import scratch_volume
 from virtd.libvirt.xml.boot import Boot
+from virtd.libvirt.xml.cpu import Cpu
 from virtd.libvirt.xml.disk import Disk
 from virtd.libvirt.xml.domain import Domain
 from virtd.model.guest import Accelerator
@@ -104,7 +105,7 @@ class Accelerators:
             memory_bytes=_MEMORY_BYTES,
             vcpus=1,
             boot=Boot(arch=self._arch, machine="pc" if self._arch in _PC else "virt"),
-            cpu_mode="host-passthrough" if accelerator is Accelerator.KVM else "maximum",
+            cpu=Cpu(mode="host-passthrough" if accelerator is Accelerator.KVM else "maximum"),
             on_poweroff="destroy",
             on_reboot="destroy",
             on_crash="destroy",

@@ -1,104 +1,64 @@
-"""The QEMU guest agent: is it there, run a command, what addresses has the guest.
+"""The QEMU guest agent: commands, files, frozen file systems, and what the guest's system says of itself.
 
-Four states that look alike from afar are told apart: no channel (AGENT_NOT_CONFIGURED), guest not
-running (INVALID_STATE), agent not connected yet, and agent connected but stuck (AGENT_NOT_READY with
-different words); a command that the agent's own configuration forbids is CAPABILITY_UNSUPPORTED.
+How a call is made, and how its failures are told apart, is in :mod:`virtd_kvm.agent_calls`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import json
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
-import libvirt
-import libvirt_qemu
-
 from virtd.backend.api import CallContext
-from virtd.backend.capabilities import AGENT_EXEC
+from virtd.backend.capabilities import AGENT_FREEZE, AGENT_INFO
 from virtd.errors import (
-    AGENT_NOT_CONFIGURED,
-    AGENT_NOT_READY,
-    BACKEND_ERROR,
-    DEADLINE_EXCEEDED,
-    INVALID_STATE,
-    DeadlineExceededError,
+    AGENT_DISABLED,
+    AGENT_FREEZE_FAILED,
+    CancelledError,
     FailedPreconditionError,
-    InternalError,
-    NativeError,
-    UnavailableError,
+    UnsupportedError,
     VirtdError,
     invalid_field,
-    unsupported,
 )
-from virtd.libvirt.connections import LaneName
-from virtd.libvirt.errors import native_of, translate
-from virtd.libvirt.guests import Guests, is_active
-from virtd.libvirt.xml.domain import Domain
-from virtd.model.console import AgentCommand, AgentResult
+from virtd.libvirt.guests import Guests
+from virtd.model.console import (
+    AgentCommand,
+    AgentFileRequest,
+    AgentOsInfo,
+    AgentResult,
+    AgentUser,
+)
 from virtd.model.guest import GuestAddress
-from virtd_kvm.designer import AGENT_CHANNEL
+from virtd_kvm import agent_exec
+from virtd_kvm.agent_calls import PING_S, AgentCalls, Refused, field_of
+from virtd_kvm.agent_files import GuestFile
+from virtd_kvm.agent_shell import Shell, finished
 
-_PING_S: Final = 2
 _ADDRESSES_S: Final = 1
-_GRACE_S: Final = 0.5
-_CALL_S: Final = 10
+_FREEZE_S: Final = 30
 _POLL_FIRST_S: Final = 0.05
 _POLL_LAST_S: Final = 1.0
-# The limit of the native call is libvirt's own; ours only catches a host that hangs.
-_SLACK_S: Final = 5.0
-_RETRY_S: Final = 2.0
+_THAW_TRIES: Final = 3
 
 
 class Agent:
     """Guest-agent calls, on connections of their own: one stuck agent delays no other call."""
 
     def __init__(self, guests: Guests) -> None:
-        self._guests: Final = guests
-        self._asked: Final[dict[tuple[UUID, str], asyncio.Task[Any]]] = {}
+        self._calls: Final = AgentCalls(guests)
+        self._shell: Final = Shell(self._calls)
 
     async def ping_agent(self, uuid: UUID) -> None:
-        """Return if the agent answers now.
-
-        :raises FailedPreconditionError: AGENT_NOT_CONFIGURED or INVALID_STATE.
-        :raises UnavailableError: AGENT_NOT_READY.
-        """
-        await self._ask(uuid, "guest-ping", _PING_S)
-
-    async def _ask(self, uuid: UUID, name: str, limit_s: float) -> Any:
-        """A question with a short limit.
-
-        libvirt first waits five seconds for an agent that has stopped answering to come back in
-        step, whatever limit it is given.  That wait is left to itself, and while it lasts the same
-        question is not asked again: stuck agents must not use up the host's threads.
-        """
-        key = (uuid, name)
-        task = self._asked.get(key)
-        if task is None:
-            task = asyncio.create_task(self._command(uuid, name, timeout_s=max(1, int(limit_s))))
-            self._asked[key] = task
-            task.add_done_callback(lambda done: self._answered(key, done))
-        try:
-            return await asyncio.wait_for(asyncio.shield(task), limit_s + _GRACE_S)
-        except TimeoutError:
-            native = NativeError(f"virDomainQemuAgentCommand({name})", "", f"no answer within {limit_s:g} s")
-            raise _not_ready("connected", native) from None
-
-    def _answered(self, key: tuple[UUID, str], task: asyncio.Task[Any]) -> None:
-        del self._asked[key]
-        if not task.cancelled():
-            task.exception()  # seen: there may be nobody left who waits for it
+        """See the SPI."""
+        await self._calls.ask(uuid, "guest-ping", PING_S)
 
     async def run_command(self, uuid: UUID, command: AgentCommand, context: CallContext) -> AgentResult:
-        """Run a command in the guest and collect its output.
-
-        When the time is over, or the operation is cancelled, the command runs on in the guest: the
-        agent has no call that would end it.
-        """
+        """See the SPI.  The output comes at the end, at most 16 MiB of each channel."""
         context.checkpoint()
         arguments: dict[str, Any] = {
             "path": command.path,
@@ -110,23 +70,144 @@ class Agent:
         if command.input_data:
             arguments["input-data"] = base64.b64encode(command.input_data).decode("ascii")
         started = time.monotonic()
-        answer = await self._command(uuid, "guest-exec", arguments, program=command.path)
-        pid = _field(answer, "pid")
+        spawned: list[int] = []
+
+        async def spawn() -> None:
+            answer = await self._calls.attempt(uuid, "guest-exec", arguments)
+            spawned.append(int(field_of(answer, "pid")))
+
+        try:
+            await finished(spawn())
+            return await self._wait_for(uuid, spawned[0], command, started + command.timeout_s, context)
+        except Refused as error:
+            # All that guest-exec itself can fail with, where it is allowed, is the program.
+            words = f"{command.path} cannot be run in the guest: {error.words}"
+            raise invalid_field("command.path", words) from error
+        except (asyncio.CancelledError, CancelledError):
+            for pid in spawned:
+                await asyncio.shield(agent_exec.kill(self._shell, uuid, pid))
+            raise
+
+    async def _wait_for(
+        self, uuid: UUID, pid: int, command: AgentCommand, deadline: float, context: CallContext
+    ) -> AgentResult:
+        """The result of a command; when its time is over, it is ended."""
         pause = _POLL_FIRST_S
         while True:
-            status = await self._command(uuid, "guest-exec-status", {"pid": pid})
-            if _field(status, "exited"):
+            status = await self._calls.command(uuid, "guest-exec-status", {"pid": pid})
+            if field_of(status, "exited"):
                 return _result(status)
-            left = started + command.timeout_s - time.monotonic()
+            left = deadline - time.monotonic()
             if left <= 0:
-                raise DeadlineExceededError(
-                    DEADLINE_EXCEEDED,
-                    f"{command.path} still runs in the guest (process {pid}) after {command.timeout_s:g} s",
-                    metadata={"guest_pid": str(pid)},
-                )
+                killed = await agent_exec.kill(self._shell, uuid, pid)
+                raise agent_exec.too_long(command, pid, killed=killed)
             context.checkpoint()
             await asyncio.sleep(min(pause, left))
             pause = min(pause * 1.5, _POLL_LAST_S)
+
+    async def start_command(
+        self, uuid: UUID, command: AgentCommand, context: CallContext, *, stdin: bool = False
+    ) -> agent_exec.LiveProcess | agent_exec.LateProcess:
+        """See the SPI."""
+        context.checkpoint()
+        return await agent_exec.start(
+            self._calls,
+            self._shell,
+            uuid,
+            command,
+            context,
+            stdin=stdin,
+            whole=lambda: self.run_command(uuid, command, context),
+        )
+
+    async def open_file(self, uuid: UUID, request: AgentFileRequest, context: CallContext) -> GuestFile:
+        """See the SPI."""
+        context.checkpoint()
+        file = GuestFile(self._calls, self._shell, uuid, request)
+        await file.open()
+        return file
+
+    async def freeze(self, uuid: UUID, context: CallContext, mountpoints: Sequence[str] = ()) -> int:
+        """See the SPI."""
+        context.checkpoint()
+        if await self.frozen(uuid):
+            return 0
+        name, arguments = "guest-fsfreeze-freeze", None
+        if mountpoints:
+            name, arguments = "guest-fsfreeze-freeze-list", {"mountpoints": list(mountpoints)}
+        try:
+            count = await self._calls.attempt(uuid, name, arguments, timeout_s=_FREEZE_S, capability=AGENT_FREEZE)
+        except Refused as error:
+            await self._thaw_after_failure(uuid)
+            raise FailedPreconditionError(
+                AGENT_FREEZE_FAILED,
+                f"the guest's file systems cannot be frozen: {error.words}",
+                native=error.error.record.native,
+            ) from error
+        except BaseException:
+            await asyncio.shield(self._thaw_after_failure(uuid))
+            raise
+        if not count and not await self.frozen(uuid):
+            raise FailedPreconditionError(
+                AGENT_FREEZE_FAILED, "the guest has no file system, or none there, that can be frozen"
+            )
+        return int(count)
+
+    async def _thaw_after_failure(self, uuid: UUID) -> None:
+        """A freeze of which nobody knows how it ended: what it left is taken back, or else by the caller's thaw."""
+        for _ in range(_THAW_TRIES):
+            with contextlib.suppress(VirtdError):
+                await self.thaw(uuid)
+                return
+
+    async def thaw(self, uuid: UUID) -> int:
+        """See the SPI."""
+        count = await self._calls.command(uuid, "guest-fsfreeze-thaw", timeout_s=_FREEZE_S, capability=AGENT_FREEZE)
+        return int(count)
+
+    async def frozen(self, uuid: UUID) -> bool:
+        """See the SPI."""
+        status = await self._calls.command(uuid, "guest-fsfreeze-status", timeout_s=PING_S, capability=AGENT_FREEZE)
+        return bool(status == "frozen")
+
+    async def os_info(self, uuid: UUID) -> AgentOsInfo:
+        """See the SPI."""
+        os = await self._told(uuid, "guest-get-osinfo") or {}
+        host = await self._told(uuid, "guest-get-host-name") or {}
+        zone = await self._told(uuid, "guest-get-timezone") or {}
+        info = await self._told(uuid, "guest-info") or {}
+        users = await self._told(uuid, "guest-get-users")
+        return AgentOsInfo(
+            id=str(os.get("id", "")),
+            name=str(os.get("name", "")),
+            pretty_name=str(os.get("pretty-name", "")),
+            version=str(os.get("version", "")),
+            version_id=str(os.get("version-id", "")),
+            variant=str(os.get("variant", "")),
+            machine=str(os.get("machine", "")),
+            kernel_release=str(os.get("kernel-release", "")),
+            kernel_version=str(os.get("kernel-version", "")),
+            hostname=str(host.get("host-name", "")),
+            timezone=str(zone.get("zone", "")),
+            timezone_offset_s=None if "offset" not in zone else int(zone["offset"]),
+            users=tuple(map(_user, users or ())),
+            users_known=users is not None,
+            agent_version=str(info.get("version", "")),
+        )
+
+    async def _told(self, uuid: UUID, command: str) -> Any:
+        """What the agent tells; None where it does not tell this.
+
+        :raises VirtdError: it does not answer at all.
+        """
+        try:
+            return await self._calls.attempt(uuid, command, capability=AGENT_INFO)
+        except (Refused, UnsupportedError):
+            return None
+        except FailedPreconditionError as error:
+            if error.reason is AGENT_DISABLED:
+                return None
+            raise
 
     async def addresses(self, uuid: UUID, names: Mapping[str, str]) -> Sequence[GuestAddress]:
         """Addresses as the agent tells them; empty when it does not answer now.
@@ -134,106 +215,19 @@ class Agent:
         :param names: names of interfaces in the spec by MAC address.
         """
         try:
-            answer = await self._ask(uuid, "guest-network-get-interfaces", _ADDRESSES_S)
+            answer = await self._calls.ask(uuid, "guest-network-get-interfaces", _ADDRESSES_S)
         except VirtdError:
             return ()
         return parse_interfaces(answer, names)
 
-    async def _command(
-        self,
-        uuid: UUID,
-        name: str,
-        arguments: Mapping[str, Any] | None = None,
-        *,
-        timeout_s: int = _CALL_S,
-        program: str = "",
-    ) -> Any:
-        request: dict[str, Any] = {"execute": name}
-        if arguments is not None:
-            request["arguments"] = arguments
-        text = json.dumps(request)
 
-        def run(domain: Any) -> str:
-            try:
-                return str(libvirt_qemu.qemuAgentCommand(domain, text, timeout_s, 0))
-            except libvirt.libvirtError as error:
-                raise _agent_error(domain, error, name, program) from error
-
-        answer = await self._guests.on_domain(
-            uuid, f"virDomainQemuAgentCommand({name})", run, lane=LaneName.AGENT, timeout_s=timeout_s + _SLACK_S
-        )
-        return json.loads(answer).get("return")
-
-
-def _agent_error(domain: Any, error: libvirt.libvirtError, command: str, program: str) -> Exception:
-    """Find out what it was; the message's text is only ever shown, never decided upon."""
-    code = error.get_error_code()
-    native = native_of(error, f"virDomainQemuAgentCommand({command})")
-    if not is_active(domain):
-        words = "the guest does not run"
-        return FailedPreconditionError(INVALID_STATE, words, native=native, allowed_actions=("start",))
-    channel = next((found for found in Domain.parse(domain.XMLDesc(0)).channels if found.name == AGENT_CHANNEL), None)
-    if channel is None:
-        words = "the guest was made without a guest-agent channel"
-        return FailedPreconditionError(AGENT_NOT_CONFIGURED, words, native=native)
-    if code == libvirt.VIR_ERR_OPERATION_INVALID:
-        words = "the agent cannot answer while the guest is paused"
-        return FailedPreconditionError(INVALID_STATE, words, native=native, allowed_actions=("resume",))
-    if code in _NOT_READY:
-        return _not_ready(channel.state, native)
-    if code in _REFUSED or code == libvirt.VIR_ERR_NO_SUPPORT:
-        return _refused(domain, command, program, native)
-    return translate(error, native.call)
-
-
-def _not_ready(channel_state: str, native: NativeError) -> VirtdError:
-    if channel_state == "connected":
-        words = "the guest agent is connected but does not answer: it is busy or stuck"
-    else:
-        words = "no guest agent is connected: it is not installed, not enabled, or the guest still boots"
-    return UnavailableError(
-        AGENT_NOT_READY,
-        words,
-        native=native,
-        retry_after_s=_RETRY_S,
-        metadata={"channel": channel_state or "unknown"},
+def _user(entry: Mapping[str, Any]) -> AgentUser:
+    seconds = entry.get("login-time")
+    return AgentUser(
+        name=str(entry.get("user", "")),
+        domain=str(entry.get("domain", "")),
+        login_time=None if seconds is None else datetime.fromtimestamp(float(seconds), UTC),
     )
-
-
-def _refused(domain: Any, command: str, program: str, native: NativeError) -> VirtdError:
-    """The agent answered with an error: the command is switched off, or the program was at fault."""
-    if not _offered(domain, command):
-        return unsupported(AGENT_EXEC, f"the guest's agent does not offer {command}, or its configuration forbids it")
-    if command == "guest-exec":
-        # All that guest-exec itself can fail with, where it is allowed, is the program.
-        return invalid_field("command.path", f"{program} cannot be run in the guest: {native.message}")
-    return InternalError(BACKEND_ERROR, f"the guest agent refused {command}: {native.message}", native=native)
-
-
-def _offered(domain: Any, command: str) -> bool:
-    """Whether the agent says that it does this command; True where it cannot be asked."""
-    try:
-        answer = libvirt_qemu.qemuAgentCommand(domain, json.dumps({"execute": "guest-info"}), _PING_S, 0)
-    except libvirt.libvirtError:
-        return True
-    commands = json.loads(answer).get("return", {}).get("supported_commands", [])
-    return any(found.get("name") == command and found.get("enabled", True) for found in commands)
-
-
-_NOT_READY: Final = frozenset(
-    {libvirt.VIR_ERR_AGENT_UNRESPONSIVE, libvirt.VIR_ERR_AGENT_UNSYNCED}
-    | {getattr(libvirt, "VIR_ERR_AGENT_COMMAND_TIMEOUT", libvirt.VIR_ERR_AGENT_UNRESPONSIVE)}
-)
-# libvirt 9 reports what the agent refused as an internal error; newer ones have a code for it.
-_REFUSED: Final = frozenset(
-    {libvirt.VIR_ERR_INTERNAL_ERROR, getattr(libvirt, "VIR_ERR_AGENT_COMMAND_FAILED", libvirt.VIR_ERR_INTERNAL_ERROR)}
-)
-
-
-def _field(answer: Any, name: str) -> Any:
-    if not isinstance(answer, dict) or name not in answer:
-        raise InternalError(BACKEND_ERROR, f"the guest agent's answer has no {name}")
-    return answer[name]
 
 
 def _result(status: Mapping[str, Any]) -> AgentResult:

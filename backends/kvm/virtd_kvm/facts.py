@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import libvirt
 
 from virtd.backend import capabilities as ids
-from virtd.libvirt.xml.build import parse, text
+from virtd.libvirt.pools import missing_kinds
+from virtd.libvirt.xml.build import Element, parse, text
 from virtd.model.host import AcceleratorStatus, Capability, HostFacts
 
 _KIB: Final = 1024
+VOLUME_ABILITIES: Final = (ids.VOLUME_RESIZE, ids.VOLUME_CLONE, ids.VOLUME_TRANSFER)
 _MIB: Final = 1024 * 1024
 _NAMES: Final = {"QEMU": "QEMU", "TEST": "libvirt test driver"}
 
 
 @dataclass(frozen=True, slots=True)
 class NativeFacts:
-    """What libvirt says.  ``missing``: capability -> why this host has it not."""
+    """What libvirt says."""
 
     hypervisor: str
     hypervisor_version: str
@@ -31,7 +33,6 @@ class NativeFacts:
     memory_bytes: int | None
     domain_kinds: frozenset[str]
     machines: tuple[str, ...]
-    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 def read(connection: Any) -> NativeFacts:
@@ -54,7 +55,6 @@ def read(connection: Any) -> NativeFacts:
         memory_bytes=_memory(connection, info),
         domain_kinds=kinds,
         machines=tuple(sorted(dict.fromkeys(machines))),
-        missing=_missing(connection, architecture) if "test" not in kinds else {},
     )
 
 
@@ -95,13 +95,19 @@ def _memory(connection: Any, info: Sequence[Any]) -> int | None:
     return int(info[1]) * _MIB or None
 
 
-def _missing(connection: Any, architecture: str) -> dict[str, str]:
+def domain_capabilities(connection: Any, architecture: str, kind: str, machine: str | None = None) -> Element | None:
+    """What libvirt says of guests of this type (``kvm``, ``qemu``); None where it says nothing."""
+    answer = _optional(lambda: connection.getDomainCapabilities(None, architecture, machine, kind, 0))
+    return None if answer is None else parse(answer)
+
+
+def missing(connection: Any, architecture: str) -> dict[str, str]:
     """What this particular host lacks, as libvirt's domain capabilities tell."""
     found: dict[str, str] = {}
-    answer = _optional(lambda: connection.getDomainCapabilities(None, architecture, None, "qemu", 0))
+    answer = domain_capabilities(connection, architecture, "qemu")
     if answer is None:
         return found
-    firmware = [(entry.text or "").strip() for entry in parse(answer).findall("os/enum[@name='firmware']/value")]
+    firmware = [(entry.text or "").strip() for entry in answer.findall("os/enum[@name='firmware']/value")]
     if "efi" not in firmware:
         found[ids.UEFI] = "no UEFI firmware image is installed on the host (on Debian: the package ovmf)"
     for id_, call, what in (
@@ -110,8 +116,15 @@ def _missing(connection: Any, architecture: str) -> dict[str, str]:
     ):
         if _optional(call) is None:
             found[id_] = f"the host's libvirt was built or installed without its driver for {what}"
+    if ids.NETWORKS in found:
+        found[ids.NETWORK_CHANGES] = found[ids.NETWORKS]
+    elif connection.getURI().partition("?")[0].endswith("/session"):
+        found[ids.NETWORK_CHANGES] = "a user's own libvirt may not change the host's network: use qemu:///system"
     if ids.POOLS in found:
-        found[ids.VOLUMES] = found[ids.POOLS]
+        for id_ in (ids.VOLUMES, ids.CLOUD_INIT, ids.POOL_MANAGE, ids.POOL_LOGICAL, ids.POOL_NFS, *VOLUME_ABILITIES):
+            found[id_] = found[ids.POOLS]
+    else:
+        found.update(missing_kinds(connection))
     return found
 
 

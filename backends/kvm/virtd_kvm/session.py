@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
 from uuid import UUID
 
 from virtd.backend.api import (
@@ -19,27 +20,41 @@ from virtd.backend.api import (
     ResolvedGuest,
 )
 from virtd.backend.capabilities import VOLUMES
+from virtd.backend.pending import pending_fields
 from virtd.errors import FIELD_UNSUPPORTED, FieldViolation, InvalidArgumentError, VirtdError
+from virtd.libvirt.backup import Backups
 from virtd.libvirt.connections import HostConnections, parse_uri
 from virtd.libvirt.consoles import Consoles
+from virtd.libvirt.definitions import Definitions
+from virtd.libvirt.displays import Displays
 from virtd.libvirt.guests import Guests
 from virtd.libvirt.metrics import Metrics
-from virtd.libvirt.networks import Networks
+from virtd.libvirt.networks import NetworkChanges, Networks
 from virtd.libvirt.notifications import EventSource
+from virtd.libvirt.pools import Pools
 from virtd.libvirt.screens import Screens
-from virtd.libvirt.snapshots import Snapshots, refuse_by_disks, refuse_by_state
+from virtd.libvirt.snapshots import Snapshots
+from virtd.libvirt.states import State
 from virtd.libvirt.storage import Storage
 from virtd.libvirt.suspend import Suspend
+from virtd.libvirt.volumes import Volumes
 from virtd.libvirt.xml.domain import Domain
 from virtd.model.guest import Accelerator
 from virtd.model.host import AcceleratorStatus, HostFacts
-from virtd_kvm import capabilities, facts
+from virtd_kvm import capabilities, facts, platforms
 from virtd_kvm.accelerator import PROBE_PREFIX, Accelerators
 from virtd_kvm.addresses import Addresses
 from virtd_kvm.agent import Agent
 from virtd_kvm.designer import Platform, design
-from virtd_kvm.places import default_pool_path
+from virtd_kvm.doctor import Doctor
+from virtd_kvm.places import backup_directory, default_pool_path, variables_directory
 from virtd_kvm.reader import read_guest
+from virtd_kvm.unmodelled import unmodelled_of
+from virtd_kvm.update import Update
+
+
+def _read(uuid: UUID, state: State, xml: str, *, persistent: bool) -> NativeGuest:
+    return read_guest(uuid, state, Domain.parse(xml), persistent=persistent, unmodelled=unmodelled_of(xml))
 
 
 def _is_probe(name: str) -> bool:
@@ -59,32 +74,54 @@ class KvmSession:
         self._pool_path: Final = default_pool_path(config)
         self._platform = Platform("test" if self._test else "qemu")
         self._accelerators = Accelerators(connections, self._platform.arch, self._pool_path)
+        self._statuses: Sequence[AcceleratorStatus] = ()
         self._native_facts: facts.NativeFacts | None = None
         agent = Agent(guests)
+        storage = Storage(
+            connections, self._pool_path, no_volumes=capabilities.TEST_DRIVER[VOLUMES] if self._test else ""
+        )
+        volumes = None if self._test else Volumes(connections, storage)
+        definitions = Definitions(connections, guests, variables_directory(config))
         self._facets: Final = Facets(
             shutdown=guests,
             reboot=guests,
             reset=guests,
             pause=guests,
             suspend=Suspend(guests),
-            snapshots=Snapshots(guests, refuse_by_state if self._test else refuse_by_disks),
-            storage=Storage(
-                connections, self._pool_path, no_volumes=capabilities.TEST_DRIVER[VOLUMES] if self._test else ""
-            ),
+            snapshots=Snapshots(guests, here=connections.local, images=not self._test),
+            backup=Backups(guests, backup_directory(config)) if connections.local and not self._test else None,
+            storage=storage,
+            pools=None if self._test else Pools(connections),
+            volume_changes=volumes,
+            volume_transfer=volumes,
             networks=Networks(connections),
+            network_changes=None if self._test else NetworkChanges(connections),
             serial_console=None if self._test else Consoles(connections),
             screenshot=None if self._test else Screens(connections),
             agent=None if self._test else agent,
+            display=None if self._test else Displays(connections),
             addresses=Addresses(guests, None if self._test else agent),
             metrics=None if self._test else Metrics(connections),
             event_source=source,
+            definitions=definitions,
+            autostart=definitions,
+            update=Update(guests, self.lower, self._without),
+            diagnosis=None if self._test else Doctor(connections, lambda: self._statuses),
         )
 
     async def prepare(self) -> None:
         """Learn what ``lower`` must know: it may ask nothing itself."""
-        architecture = await self._connections.call("virNodeGetInfo", lambda connection: connection.getInfo()[0])
-        self._platform = Platform(self._platform.driver, str(architecture))
+        await self.learn()
         self._accelerators = Accelerators(self._connections, self._platform.arch, self._pool_path)
+
+    async def learn(self) -> None:
+        """Look at the host's facts again: huge pages may be reserved, or a program installed, by now."""
+        driver, local = self._platform.driver, self._connections.local
+
+        def run(connection: Any) -> Platform:
+            return platforms.learn(connection, driver=driver, local=local)
+
+        self._platform = await self._connections.call("virConnectGetDomainCapabilities", run)
 
     @property
     def facets(self) -> Facets:
@@ -112,8 +149,9 @@ class KvmSession:
                     for accelerator, kind in ((Accelerator.KVM, "kvm"), (Accelerator.TCG, "qemu"))
                 )
             )
-        missing = capabilities.TEST_DRIVER if self._test else native.missing
-        return facts.host_facts(native, statuses, capabilities.probed(statuses, missing))
+            self._statuses = statuses
+        await self.learn()
+        return facts.host_facts(native, statuses, capabilities.probed(statuses, self._platform.missing))
 
     async def list_guests(self) -> Sequence[GuestSummary]:
         """All guests, in two native calls at most."""
@@ -121,8 +159,16 @@ class KvmSession:
 
     async def get_guest(self, uuid: UUID) -> NativeGuest:
         """One guest in full."""
-        state, xml, persistent = await self._guests.describe(uuid)
-        return read_guest(uuid, state, Domain.parse(xml), persistent=persistent)
+        (state, xml, persistent), config = await self._guests.describe_both(uuid)
+        guest = _read(uuid, state, xml, persistent=persistent)
+        if not config:
+            return guest
+        written = _read(uuid, state, config, persistent=persistent)
+        return replace(guest, pending_restart_fields=pending_fields(guest.spec, written.spec))
+
+    def _without(self) -> Mapping[str, str]:
+        """The capabilities that this host has not, and why."""
+        return capabilities.TEST_DRIVER if self._test else {}
 
     def lower(self, guest: ResolvedGuest) -> NativePlan:
         """The domain XML, and what became of each field."""
@@ -141,8 +187,10 @@ class KvmSession:
                 ],
             )
         context.checkpoint()
-        state, xml, persistent = await self._guests.define(guest.uuid, guest.name, plan.native)
-        return read_guest(guest.uuid, state, Domain.parse(xml), persistent=persistent)
+        state, xml, persistent = await self._guests.define(
+            guest.uuid, guest.name, plan.native, autostart=guest.autostart
+        )
+        return _read(guest.uuid, state, xml, persistent=persistent)
 
     async def undefine_guest(self, uuid: UUID, context: CallContext) -> None:
         """Forget the guest.  Idempotent."""
@@ -163,7 +211,9 @@ async def open_session(config: HostConfig) -> KvmSession:
     :raises InvalidArgumentError: CONFIG_INVALID.
     :raises UnavailableError: HOST_UNREACHABLE; nothing is left behind.
     """
-    connections = HostConnections(config.uri, workers=config.workers, call_timeout_s=config.call_timeout_s)
+    connections = HostConnections(
+        config.uri, host=config.id, workers=config.workers, call_timeout_s=config.call_timeout_s
+    )
     guests = Guests(connections)
     source = EventSource(guests, hidden=_is_probe)
     connections.listen(source.register, source.connection_changed)

@@ -13,18 +13,31 @@ if TYPE_CHECKING:
     from google.protobuf import any_pb2
     from google.protobuf.message import Message
 
-    from virtd.v1 import capability_pb2, guest_pb2
+    from virtd.v1 import backup_pb2, capability_pb2, guest_pb2, guest_service_pb2, snapshot_pb2, storage_pb2
     from virtd_client._status import StatusMessage
-    from virtd_client.types import DiskFormatName, OnConflict
+    from virtd_client.types import (
+        BackupKindName,
+        CloneModeName,
+        DiskFormatName,
+        DiskPolicyName,
+        OnConflict,
+        PreallocationName,
+        SnapshotLocationName,
+        UpdateModeName,
+    )
 
 MessageT = TypeVar("MessageT", bound="Message")
 
 _MODULES: Final = {
+    "virtd.v1.Backup": "virtd.v1.backup_pb2",
+    "virtd.v1.BackupVerification": "virtd.v1.backup_pb2",
     "virtd.v1.Guest": "virtd.v1.guest_pb2",
     "virtd.v1.Host": "virtd.v1.host_pb2",
     "virtd.v1.Image": "virtd.v1.image_pb2",
+    "virtd.v1.Network": "virtd.v1.network_pb2",
     "virtd.v1.OperationMetadata": "virtd.v1.operation_pb2",
     "virtd.v1.OperationResult": "virtd.v1.operation_pb2",
+    "virtd.v1.Pool": "virtd.v1.storage_pb2",
     "virtd.v1.Snapshot": "virtd.v1.snapshot_pb2",
     "virtd.v1.Volume": "virtd.v1.storage_pb2",
 }
@@ -97,6 +110,13 @@ def new_request_id(given: str | None) -> str:
     return given or str(uuid4())
 
 
+def update_mode(mode: UpdateModeName | None) -> guest_service_pb2.UpdateMode.ValueType:
+    """The enum value of a mode; None is the daemon's default."""
+    from virtd.v1 import guest_service_pb2
+
+    return guest_service_pb2.UpdateMode.Value(f"UPDATE_MODE_{_word(mode or 'unspecified')}")
+
+
 def conflict_policy(policy: OnConflict) -> capability_pb2.ConflictPolicy.ValueType:
     """The enum value of a policy."""
     from virtd.v1 import capability_pb2
@@ -104,11 +124,46 @@ def conflict_policy(policy: OnConflict) -> capability_pb2.ConflictPolicy.ValueTy
     return capability_pb2.ConflictPolicy.Value(f"CONFLICT_POLICY_{_word(policy)}")
 
 
+def backup_kind(kind: BackupKindName) -> backup_pb2.BackupKind.ValueType:
+    """The enum value of a backup's kind."""
+    from virtd.v1 import backup_pb2
+
+    return backup_pb2.BackupKind.Value(f"BACKUP_KIND_{_word(kind)}")
+
+
+def snapshot_location(location: SnapshotLocationName) -> snapshot_pb2.SnapshotLocation.ValueType:
+    """The enum value of a snapshot's location."""
+    from virtd.v1 import snapshot_pb2
+
+    return snapshot_pb2.SnapshotLocation.Value(f"SNAPSHOT_LOCATION_{_word(location)}")
+
+
+def disk_policy(name: DiskPolicyName | None) -> guest_service_pb2.DiskPolicy.ValueType:
+    """The enum value; None: the daemon's default."""
+    from virtd.v1 import guest_service_pb2
+
+    return guest_service_pb2.DiskPolicy.Value(f"DISK_POLICY_{_word(name or 'unspecified')}")
+
+
+def clone_mode(name: CloneModeName) -> guest_service_pb2.CloneMode.ValueType:
+    """The enum value."""
+    from virtd.v1 import guest_service_pb2
+
+    return guest_service_pb2.CloneMode.Value(f"CLONE_MODE_{_word(name)}")
+
+
 def disk_format(name: DiskFormatName | None) -> guest_pb2.DiskFormat.ValueType:
     """The enum value of a format; None: the daemon's default."""
     from virtd.v1 import guest_pb2
 
     return guest_pb2.DiskFormat.Value(f"DISK_FORMAT_{_word(name or 'unspecified')}")
+
+
+def preallocation(name: PreallocationName | None) -> storage_pb2.Preallocation.ValueType:
+    """The enum value; None: the daemon's default."""
+    from virtd.v1 import storage_pb2
+
+    return storage_pb2.Preallocation.Value(f"PREALLOCATION_{_word(name or 'unspecified')}")
 
 
 def guest_state(name: str) -> guest_pb2.GuestState.ValueType:

@@ -4,7 +4,8 @@
 Branch on the class or on ``error.reason``, never on the message.  ``reason`` is one of
 
 * the daemon's own stable reasons (``GUEST_NOT_FOUND``, ``INVALID_STATE``, ...; see the reference),
-* :data:`DAEMON_UNREACHABLE` and :data:`CLIENT_TIMEOUT`, which this client sets itself,
+* :data:`DAEMON_UNREACHABLE`, :data:`CLIENT_TIMEOUT`, :data:`LOCAL_FILE_CHANGED` and
+  :data:`TRANSFER_DAMAGED`, which this client sets itself,
 * ``GRPC_`` and the name of the code, for a failure that carries nothing of virtd's, for example
   from a proxy.
 
@@ -24,6 +25,10 @@ DAEMON_UNREACHABLE: Final = "DAEMON_UNREACHABLE"
 """No daemon answers at the target, or the connection was lost."""
 CLIENT_TIMEOUT: Final = "CLIENT_TIMEOUT"
 """This client's time limit passed.  What the daemon was doing goes on."""
+LOCAL_FILE_CHANGED: Final = "LOCAL_FILE_CHANGED"
+"""A file that is being sent became shorter."""
+TRANSFER_DAMAGED: Final = "TRANSFER_DAMAGED"
+"""The bytes that arrived are not those that the daemon sent."""
 
 
 class Code(IntEnum):

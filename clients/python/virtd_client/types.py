@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -14,8 +14,30 @@ if TYPE_CHECKING:
 OnConflict: TypeAlias = Literal["queue", "reject"]
 """When another operation works on the guest: wait in its queue, or raise Conflict at once."""
 
+SnapshotLocationName: TypeAlias = Literal["auto", "internal", "external"]
+"""Where a snapshot shall be kept."""
+
+BackupKindName: TypeAlias = Literal["auto", "full", "incremental"]
+"""How much a backup shall hold."""
+
+DiskPolicyName: TypeAlias = Literal["delete", "keep", "trash"]
+"""What becomes of a deleted guest's disks."""
+
+CloneModeName: TypeAlias = Literal["full", "linked"]
+"""How a clone gets its disks."""
+
+UpdateModeName: TypeAlias = Literal["live-or-next-boot", "live-only", "next-boot"]
+"""When changes of a running guest's spec take effect."""
+
 DiskFormatName: TypeAlias = Literal["qcow2", "raw"]
 """Format of a disk image."""
+
+
+PreallocationName: TypeAlias = Literal["none", "metadata", "full"]
+"""How much of a new volume's room is taken at once."""
+
+TransferProgress: TypeAlias = Callable[[int, int], None]
+"""Called now and then with the bytes that are there and the size of the whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +111,23 @@ class ConsoleData:
 
 @dataclass(frozen=True, slots=True)
 class ConsoleNotice:
-    """In a console: the guest stopped (``CLOSED``) or runs again (``OPENED``)."""
+    """In a console: something happened.
+
+    ``CLOSED`` and ``OPENED``: the guest stopped, or runs again.  ``TAKEN`` and ``RELEASED``: ``caller`` has
+    taken the right to write, or given it back.  ``DROPPED``: what was typed was not sent, as
+    ``caller`` has that right.
+    """
 
     kind: str
+    caller: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ExecOutput:
+    """What a program in a guest wrote to its ``stdout`` or ``stderr``."""
+
+    channel: str
+    data: bytes
 
 
 ConsoleItem: TypeAlias = ConsoleData | ConsoleNotice

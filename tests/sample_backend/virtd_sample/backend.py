@@ -32,6 +32,7 @@ from virtd.backend.api import (
     ResolvedGuest,
 )
 from virtd.backend.capabilities import LIFECYCLE, PAUSE, complete, native
+from virtd.backend.needs import missing_of, rejected_fields
 from virtd.errors import (
     BACKEND_ERROR,
     CONFIG_INVALID,
@@ -49,7 +50,7 @@ from virtd.errors import (
     NotFoundError,
     UnavailableError,
 )
-from virtd.model.guest import Accelerator, Firmware, GuestSpec, GuestState
+from virtd.model.guest import Accelerator, GuestSpec, GuestState
 from virtd.model.host import AcceleratorStatus, HostFacts
 
 VERSION = "0.1.0"
@@ -165,11 +166,10 @@ class SampleSession:
         )
 
     def lower(self, guest: ResolvedGuest) -> NativePlan:
-        verdicts = []
+        # What needs a capability is refused with the reason of that capability.
+        verdicts = list(rejected_fields(guest, missing_of(CAPABILITIES)))
         for field, asked in (
-            ("spec.firmware", guest.firmware is not Firmware.BIOS),
             ("spec.accelerator", guest.accelerator is not Accelerator.TCG),
-            ("spec.direct_kernel_boot", guest.direct_kernel_boot is not None),
             ("spec.disks", bool(guest.disks)),
             ("spec.interfaces", bool(guest.interfaces)),
             ("spec.graphics", guest.graphics is not None),

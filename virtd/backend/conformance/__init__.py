@@ -26,7 +26,7 @@ import pytest
 pytest.register_assert_rewrite(
     *(
         f"{__name__}.checks_{part}"
-        for part in ("chaos", "describe", "guests", "inside", "observe", "snapshots", "storage", "verbs")
+        for part in ("chaos", "describe", "devices", "guests", "inside", "observe", "snapshots", "storage", "verbs")
     ),
     f"{__name__}.kit",
 )

@@ -146,6 +146,38 @@ def _delete_volume(kit: Kit, handle: tuple[str, str], context: KitContext) -> Aw
     return answer
 
 
+async def _with_source(kit: Kit) -> tuple[str, str]:
+    """A volume to clone, and the name of its clone."""
+    pool, name = await pool_and_name(kit)
+    kit.forget_later(volume=(pool, f"{name}-source"))
+    request = VolumeRequest(pool, f"{name}-source", DiskFormat.RAW, None, str(source_file(kit)), DiskFormat.RAW)
+    await kit.facet("storage").create_volume(request, kit.context())
+    return pool, name
+
+
+def _clone(kit: Kit, handle: tuple[str, str], context: KitContext) -> Awaitable[object]:
+    pool, name = handle
+    clone = kit.facet("volume_changes").clone_volume
+    answer: Awaitable[object] = clone(pool, f"{name}-source", pool, name, DiskFormat.RAW, context)
+    return answer
+
+
+def _upload(kit: Kit, handle: tuple[str, str], context: KitContext) -> Awaitable[object]:
+    upload = kit.facet("volume_transfer").upload_volume
+    answer: Awaitable[object] = upload(*handle, str(source_file(kit)), DiskFormat.RAW, context)
+    return answer
+
+
+def _resize(kit: Kit, handle: tuple[str, str], context: KitContext) -> Awaitable[object]:
+    answer: Awaitable[object] = kit.facet("volume_changes").resize_volume(*handle, 2 * MIB, context)
+    return answer
+
+
+async def _has_2_mib(kit: Kit, handle: tuple[str, str]) -> bool:
+    volumes = await kit.facet("storage").list_volumes(handle[0])
+    return any(volume.name == handle[1] and volume.capacity_bytes == 2 * MIB for volume in volumes)
+
+
 async def _has_volume(kit: Kit, handle: tuple[str, str]) -> bool:
     return handle[1] in {item.name for item in await kit.facet("storage").list_volumes(handle[0])}
 
@@ -197,6 +229,18 @@ SCENARIOS: Final = (
         cancellable=True,
     ),
     Scenario("delete-volume", (caps.VOLUMES,), _volume, _delete_volume, _no_volume),
+    Scenario("resize-volume", (caps.VOLUME_RESIZE,), _volume, _resize, _has_2_mib),
+    Scenario("clone-volume", (caps.VOLUME_CLONE,), _with_source, _clone, _has_volume, atomic=True, long=True),
+    Scenario(
+        "upload-volume",
+        (caps.VOLUME_TRANSFER,),
+        pool_and_name,
+        _upload,
+        _has_volume,
+        atomic=True,
+        long=True,
+        cancellable=True,
+    ),
 )
 
 

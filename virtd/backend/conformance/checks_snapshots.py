@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from uuid import UUID
 
 from virtd.backend import capabilities as caps
-from virtd.backend.api import SnapshotRequest
+from virtd.backend.api import SnapshotPlan, SnapshotRequest
 from virtd.backend.conformance.checks_inside import agent_answers, run, with_agent
 from virtd.backend.conformance.kit import Kit, NotRun, check
-from virtd.errors import SNAPSHOT_NOT_FOUND
+from virtd.errors import CAPABILITY_UNSUPPORTED, SNAPSHOT_MIXED, SNAPSHOT_NOT_FOUND
 from virtd.model.guest import GuestState
-from virtd.model.snapshot import Snapshot, SnapshotKind
+from virtd.model.snapshot import EXTERNAL, Snapshot, SnapshotKind, SnapshotLocation
 
 
-async def _take(kit: Kit, uuid: UUID, name: str, *, memory: bool = False) -> Snapshot:
+async def _take(
+    kit: Kit,
+    uuid: UUID,
+    name: str,
+    *,
+    memory: bool = False,
+    location: SnapshotLocation = SnapshotLocation.AUTO,
+    quiesce: bool = False,
+) -> Snapshot:
     context = kit.context()
-    request = SnapshotRequest(name, f"about {name}", memory)
+    request = SnapshotRequest(name, f"about {name}", memory, location, quiesce)
     made: Snapshot = await kit.facet("snapshots").create_snapshot(uuid, request, context)
     assert made.name == name
     assert made.kind is (SnapshotKind.DISK_AND_MEMORY if memory else SnapshotKind.DISK)
@@ -51,14 +60,14 @@ class TestSnapshots:
         assert made.create_time is None or made.create_time.tzinfo is not None
         listed = await kit.facet("snapshots").list_snapshots(subject.uuid)
         assert [item.name for item in listed] == ["one"]
-        assert listed[0] == made, "create_snapshot and list_snapshots describe it differently"
+        assert listed[0] == replace(made, reason=""), "create_snapshot and list_snapshots describe it differently"
 
     @check(caps.SNAPSHOT)
     async def test_create_twice(self, kit: Kit) -> None:
         """Creating one that is complete returns it as it is."""
         subject = await kit.new_guest()
         first = await _take(kit, subject.uuid, "one")
-        assert await _take(kit, subject.uuid, "one") == first
+        assert await _take(kit, subject.uuid, "one") == replace(first, reason="")
         assert len(await _tree(kit, subject.uuid)) == 1
 
     @check(caps.SNAPSHOT)
@@ -116,6 +125,106 @@ class TestSnapshots:
         await kit.session.undefine_guest(subject.uuid, kit.context())
         await kit.session.define_guest(subject.resolved, kit.context())
         assert await _tree(kit, subject.uuid) == {}
+
+    @check(caps.SNAPSHOT)
+    async def test_describe(self, kit: Kit) -> None:
+        """A description can be changed, and nothing else changes with it."""
+        subject, facet = await kit.new_guest(), kit.facet("snapshots")
+        made = [await _take(kit, subject.uuid, name) for name in ("one", "two")]
+        for _ in range(2):
+            await facet.describe_snapshot(subject.uuid, "one", "other words")
+        first, second = await facet.list_snapshots(subject.uuid)
+        assert first == replace(made[0], description="other words", current=False, reason="")
+        assert second == replace(made[1], reason="")
+        await kit.error(facet.describe_snapshot(subject.uuid, "no-such", ""), SNAPSHOT_NOT_FOUND)
+
+    @check(caps.SNAPSHOT)
+    async def test_plans_change_nothing(self, kit: Kit) -> None:
+        """A plan says where a snapshot would be kept, and why; planning has no side effect."""
+        subject, facet = await kit.new_guest(), kit.facet("snapshots")
+        before = await kit.digest()
+        plan = await facet.plan_create(subject.uuid, SnapshotRequest("one"))
+        assert plan.location and plan.reason
+        await kit.unchanged(before, "a plan")
+        assert (await _take(kit, subject.uuid, "one")).location == plan.location
+        before = await kit.digest()
+        for _ in range(2):
+            await facet.plan_delete(subject.uuid, "one")
+            assert await facet.plan_delete(subject.uuid, "no-such") == SnapshotPlan()
+        await kit.unchanged(before, "a plan")
+        await kit.error(facet.plan_revert(subject.uuid, "no-such"), SNAPSHOT_NOT_FOUND, CAPABILITY_UNSUPPORTED)
+
+
+class TestExternalSnapshots:
+    """Snapshots beside the images: of guests that cannot have others, and of running disks."""
+
+    @check(caps.SNAPSHOT_EXTERNAL)
+    async def test_chain(self, kit: Kit) -> None:
+        """As internal ones: parents are right, deleting is idempotent and gives children to the parent."""
+        subject, facet = await kit.new_guest(), kit.facet("snapshots")
+        for name in ("one", "two", "three"):
+            made = await _take(kit, subject.uuid, name, location=SnapshotLocation.EXTERNAL)
+            assert made.location == EXTERNAL
+        for name in ("two", "two", "one"):
+            await facet.delete_snapshot(subject.uuid, name, kit.context())
+        assert await _tree(kit, subject.uuid) == {"three": ""}
+        await facet.delete_snapshot(subject.uuid, "three", kit.context())
+        assert await _tree(kit, subject.uuid) == {}
+
+    @check(caps.SNAPSHOT_EXTERNAL, caps.SNAPSHOT_REVERT)
+    async def test_branch(self, kit: Kit) -> None:
+        """Reverting makes another branch; twice is once; the same plan may come again."""
+        subject, facet = await kit.new_guest(), kit.facet("snapshots")
+        for name in ("one", "two"):
+            await _take(kit, subject.uuid, name, location=SnapshotLocation.EXTERNAL)
+        plan = await facet.plan_revert(subject.uuid, "one")
+        for _ in range(2):
+            await facet.revert_snapshot(subject.uuid, "one", kit.context(), plan)
+        assert await _current(kit, subject.uuid) == "one"
+        await _take(kit, subject.uuid, "branch")
+        assert await _tree(kit, subject.uuid) == {"one": "", "two": "one", "branch": "one"}
+        for name in ("one", "branch", "two"):
+            plan = await facet.plan_delete(subject.uuid, name)
+            for _ in range(2):  # as after a crash
+                await facet.delete_snapshot(subject.uuid, name, kit.context(), plan)
+        assert await _tree(kit, subject.uuid) == {}
+
+    @check(caps.SNAPSHOT_EXTERNAL)
+    async def test_running_disks(self, kit: Kit) -> None:
+        """A running guest's disks are snapshotted without its memory; reverting leaves it stopped."""
+        subject, facet = await kit.new_guest(running=True), kit.facet("snapshots")
+        made = await _take(kit, subject.uuid, "disks")
+        assert (made.location, made.guest_state) == (EXTERNAL, GuestState.RUNNING)
+        await kit.reaches(subject.uuid, GuestState.RUNNING)
+        await facet.revert_snapshot(subject.uuid, "disks", kit.context())
+        await kit.reaches(subject.uuid, GuestState.STOPPED)
+
+    @check(caps.SNAPSHOT_EXTERNAL)
+    async def test_kinds_are_not_mixed(self, kit: Kit) -> None:
+        """Internal and external snapshots of one guest: refused, and nothing changes."""
+        subject, facet = await kit.new_guest(), kit.facet("snapshots")
+        await _take(kit, subject.uuid, "one", location=SnapshotLocation.INTERNAL)
+        before = await kit.digest()
+        request = SnapshotRequest("two", location=SnapshotLocation.EXTERNAL)
+        await kit.error(facet.plan_create(subject.uuid, request), SNAPSHOT_MIXED)
+        await kit.error(facet.create_snapshot(subject.uuid, request, kit.context()), SNAPSHOT_MIXED)
+        await kit.unchanged(before, "the refusal")
+
+
+class TestQuiescedSnapshots:
+    """Snapshots for which the guest's agent freezes the file systems."""
+
+    @check(caps.SNAPSHOT_EXTERNAL, caps.SNAPSHOT_QUIESCE, caps.AGENT_EXEC)
+    async def test_quiesce(self, kit: Kit) -> None:
+        """The guest runs on, thawed."""
+        subject = await with_agent(kit)
+        await _take(kit, subject.uuid, "quiet", quiesce=True)
+        await kit.reaches(subject.uuid, GuestState.RUNNING)
+        await agent_answers(kit, subject.uuid)
+        bootable = kit.bootable()
+        await run(kit, subject.uuid, bootable.write_memory("after"))
+        assert (await run(kit, subject.uuid, bootable.read_memory)).stdout == b"after"
+        await kit.facet("snapshots").delete_snapshot(subject.uuid, "quiet", kit.context())
 
 
 class TestMemorySnapshots:

@@ -125,6 +125,8 @@ class Provision:
     :param connection: without it the checks of lost connections are NOT_RUN.
     :param digest: a text that describes all that the host has, for "nothing is left behind"; what the
         SPI shows is compared in any case.
+    :param network_cidr: a range of addresses in which networks may be made; without it their checks are
+        NOT_RUN.
     :param directory: ``HostConfig.directory``; a temporary one by default.
     :param allowed_directories: see HostConfig.
     :param options: see HostConfig.
@@ -147,6 +149,7 @@ class Provision:
     outside: Outside | None = None
     connection: Connection | None = None
     digest: Callable[[], str] | None = None
+    network_cidr: str = ""
     directory: Path | None = None
     allowed_directories: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)

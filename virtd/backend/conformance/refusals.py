@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 from virtd.backend import capabilities as caps
-from virtd.backend.api import SnapshotRequest, VolumeRequest
+from virtd.backend.api import BackupRequest, PoolRequest, SnapshotRequest, VolumeRequest
+from virtd.backend.conformance.refusals_update import UPDATE_CALLS
 from virtd.errors import CAPABILITY_UNSUPPORTED
+from virtd.model.console import AgentCommand, AgentFileRequest
 from virtd.model.guest import DiskFormat, GuestState
+from virtd.model.snapshot import SnapshotLocation
+from virtd.model.storage import PoolKind
 
 if TYPE_CHECKING:
     from virtd.backend.conformance.kit import Kit
@@ -26,10 +30,63 @@ async def _revert(kit: Kit) -> None:
     await _refused(kit, kit.facet("snapshots").revert_snapshot(guest.uuid, "refused", kit.context()))
 
 
+async def _external(kit: Kit) -> None:
+    guest = await kit.in_state(GuestState.STOPPED)
+    request = SnapshotRequest("refused", location=SnapshotLocation.EXTERNAL)
+    await _refused(kit, kit.facet("snapshots").create_snapshot(guest.uuid, request, kit.context()))
+
+
 async def _volume(kit: Kit) -> None:
     pool = await kit.facet("storage").ensure_default_pool(kit.context())
     request = VolumeRequest(pool.name, f"{kit.tag}-{uuid4().hex[:6]}", DiskFormat.RAW, capacity_bytes=1 << 20)
     await _refused(kit, kit.facet("storage").create_volume(request, kit.context()))
+
+
+def _pool(kind: PoolKind) -> Callable[[Kit], Awaitable[None]]:
+    async def refused(kit: Kit) -> None:
+        name = f"{kit.tag}-{uuid4().hex[:6]}"
+        request = {
+            PoolKind.LOGICAL: PoolRequest(name, kind, volume_group="refused"),
+            PoolKind.NFS: PoolRequest(name, kind, str(kit.directory / name), server="192.0.2.1", export="/x"),
+        }[kind]
+        await _refused(kit, kit.facet("pools").define_pool(request, kit.context()))
+
+    return refused
+
+
+async def _resize(kit: Kit) -> None:
+    await _refused(kit, kit.facet("volume_changes").resize_volume("refused", "refused", 1 << 20, kit.context()))
+
+
+async def _clone(kit: Kit) -> None:
+    clone = kit.facet("volume_changes").clone_volume
+    await _refused(kit, clone("refused", "refused", "refused", "twin", DiskFormat.RAW, kit.context()))
+
+
+async def _incremental(kit: Kit) -> None:
+    guest = await kit.in_state(GuestState.STOPPED)
+    request = BackupRequest("virtd-bk-refused", since="virtd-bk-before")
+    await _refused(kit, kit.facet("backup").open_backup(guest.uuid, request, kit.context()))
+
+
+async def _stream(kit: Kit) -> None:
+    guest = await kit.in_state(GuestState.RUNNING)
+    await _refused(kit, kit.facet("agent").start_command(guest.uuid, AgentCommand("/bin/true"), kit.context()))
+
+
+async def _file(kit: Kit) -> None:
+    guest = await kit.in_state(GuestState.RUNNING)
+    await _refused(kit, kit.facet("agent").open_file(guest.uuid, AgentFileRequest("/refused"), kit.context()))
+
+
+async def _freeze(kit: Kit) -> None:
+    guest = await kit.in_state(GuestState.RUNNING)
+    await _refused(kit, kit.facet("agent").freeze(guest.uuid, kit.context()))
+
+
+async def _os_info(kit: Kit) -> None:
+    guest = await kit.in_state(GuestState.RUNNING)
+    await _refused(kit, kit.facet("agent").os_info(guest.uuid))
 
 
 async def _refused(kit: Kit, call: Awaitable[object]) -> None:
@@ -43,9 +100,24 @@ async def _nothing_to_call(_kit: Kit) -> None:
 
 
 CALLS: Final[Mapping[str, Callable[[Kit], Awaitable[None]]]] = {
+    caps.AGENT_EXEC: _nothing_to_call,
+    caps.AGENT_STREAM: _stream,
+    caps.AGENT_FILES: _file,
+    caps.AGENT_FREEZE: _freeze,
+    caps.AGENT_INFO: _os_info,
     caps.SNAPSHOT: _nothing_to_call,
     caps.SNAPSHOT_MEMORY: _snapshot_with_memory,
     caps.SNAPSHOT_REVERT: _revert,
+    caps.SNAPSHOT_EXTERNAL: _external,
+    caps.SNAPSHOT_QUIESCE: _nothing_to_call,
+    caps.BACKUP: _nothing_to_call,
+    caps.BACKUP_INCREMENTAL: _incremental,
     caps.POOLS: _nothing_to_call,
     caps.VOLUMES: _volume,
+    caps.POOL_MANAGE: _nothing_to_call,
+    caps.POOL_LOGICAL: _pool(PoolKind.LOGICAL),
+    caps.POOL_NFS: _pool(PoolKind.NFS),
+    caps.VOLUME_RESIZE: _resize,
+    caps.VOLUME_CLONE: _clone,
+    **UPDATE_CALLS,
 }

@@ -10,14 +10,27 @@ from collections.abc import Iterator
 
 import pytest
 
+from virtd.backend.conformance.checks_agent import TestAgentFiles, TestAgentMore, TestAgentStream, TestDisplay
+from virtd.backend.conformance.checks_backup import TestBackup, TestIncrementalBackup
 from virtd.backend.conformance.checks_chaos import TestCancel, TestNativeFailures
 from virtd.backend.conformance.checks_describe import TestCapabilities, TestDescriptor, TestDevices, TestLowering
+from virtd.backend.conformance.checks_devices import TestDeviceFields
 from virtd.backend.conformance.checks_guests import TestGuests
 from virtd.backend.conformance.checks_inside import TestAgent, TestConsole, TestMemoryIsKept, TestPower, TestScreenshot
+from virtd.backend.conformance.checks_lifecycle2 import TestAutostart, TestClones, TestDefinitions, TestReboots
+from virtd.backend.conformance.checks_networks import TestCloudInit, TestNetworkChanges
 from virtd.backend.conformance.checks_observe import TestEvents, TestMetrics, TestPresence
-from virtd.backend.conformance.checks_snapshots import TestDiskContents, TestMemorySnapshots, TestSnapshots
+from virtd.backend.conformance.checks_snapshots import (
+    TestDiskContents,
+    TestExternalSnapshots,
+    TestMemorySnapshots,
+    TestQuiescedSnapshots,
+    TestSnapshots,
+)
 from virtd.backend.conformance.checks_storage import TestNetworks, TestPools, TestVolumes
+from virtd.backend.conformance.checks_update import TestHotplug, TestUpdate
 from virtd.backend.conformance.checks_verbs import TestVerbs
+from virtd.backend.conformance.checks_volumes import TestPoolChanges, TestVolumeChanges, TestVolumeTransfer
 from virtd.backend.conformance.kit import Kit, check_name
 from virtd.backend.conformance.plugin import REPORTS
 from virtd.backend.conformance.provision import Bootable, Connection, FaultInjector, Outside, Provision, plain_guest
@@ -30,17 +43,37 @@ SUITE = (
     TestGuests,
     TestVerbs,
     TestDevices,
+    TestDeviceFields,
     TestMemoryIsKept,
     TestConsole,
     TestScreenshot,
     TestAgent,
+    TestAgentStream,
+    TestAgentFiles,
+    TestAgentMore,
+    TestDisplay,
     TestPower,
     TestSnapshots,
+    TestExternalSnapshots,
+    TestQuiescedSnapshots,
     TestMemorySnapshots,
     TestDiskContents,
+    TestBackup,
+    TestIncrementalBackup,
     TestPools,
     TestVolumes,
+    TestPoolChanges,
+    TestVolumeChanges,
+    TestVolumeTransfer,
+    TestUpdate,
+    TestHotplug,
+    TestAutostart,
+    TestDefinitions,
+    TestClones,
+    TestReboots,
     TestNetworks,
+    TestNetworkChanges,
+    TestCloudInit,
     TestEvents,
     TestMetrics,
     TestPresence,

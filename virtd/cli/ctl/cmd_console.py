@@ -19,6 +19,7 @@ _IDLE_S = 2.0
 @guest_argument()
 @host_option("The guest's host.")
 @click.option("--read-only", is_flag=True, help="Only read.")
+@click.option("--take", is_flag=True, help="Be the only one who writes, until you leave; others go on reading.")
 @click.option("--log", is_flag=True, help="Print what the daemon still holds of the output, and end.")
 @click.option("--from-start", is_flag=True, help="Begin with what the daemon still holds.")
 @click.option("--until", metavar="REGEX", help="End when the output matches; exit code 124 if it does not in time.")
@@ -37,6 +38,7 @@ def console(
     guest: str,
     host: str | None,
     read_only: bool,
+    take: bool,
     log: bool,
     from_start: bool,
     until: str | None,
@@ -51,6 +53,8 @@ def console(
     """
     from virtd.cli.ctl.remote import guest_name
 
+    if take and (read_only or log):
+        raise UsageError("--take is for writing: it does not go with --read-only and --log")
     pattern = None
     if until is not None:
         try:
@@ -72,4 +76,5 @@ def console(
         until=pattern,
         seconds=session.limit_s if seconds is None else seconds,
         idle_s=idle,
+        take=take,
     ).run()

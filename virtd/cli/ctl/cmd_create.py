@@ -195,7 +195,7 @@ def _create_all(session: Session, wanted: list[Wanted], *, start: bool, wait: bo
 
 def _plan(session: Session, wanted: list[Wanted]) -> None:
     """What each guest would become; several are several plans."""
-    plans = []
+    plans: list[Any] = []
     for entry in wanted:
         try:
             operation = session.client().guests.create(entry.parent, entry.guest_id, entry.guest, validate_only=True)

@@ -99,11 +99,11 @@ def screenshot(session: Session, *, guest: str, host: str | None, file: str | No
     kind = picture.mime_type.rpartition("/")[2] or "png"
     ending = {"x-portable-pixmap": "ppm", "jpeg": "jpg"}.get(kind, kind)
     target = Path(file or f"{kinds.last(name)}.{ending}").absolute()
-    _write(target, picture.data)
+    write_file(target, picture.data)
     session.printer.line(str(target))
 
 
-def _write(target: Path, data: bytes) -> None:
+def write_file(target: Path, data: bytes) -> None:
     """Whole or not at all; the old file stays when the disk is full."""
     try:
         descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=".guestctl-")

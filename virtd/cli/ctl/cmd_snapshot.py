@@ -60,6 +60,13 @@ def _run(session: Session, name: str, call: Any, done: str, *, wait: bool, kind:
 @click.argument("snapshot_id", metavar="SNAPSHOT")
 @host_option("The guest's host.")
 @click.option("--memory", is_flag=True, help="Include the memory of the running guest.")
+@click.option(
+    "--location",
+    type=click.Choice(["auto", "internal", "external"]),
+    default="auto",
+    help="In the disk images, or in files beside them; auto (default) takes what the guest can have.",
+)
+@click.option("--quiesce", is_flag=True, help="Have the guest's agent freeze its file systems for the moment.")
 @click.option("--description", default="", metavar="TEXT", help="Text of your own.")
 @wait_option()
 @reject_option()
@@ -70,6 +77,8 @@ def create(
     snapshot_id: str,
     host: str | None,
     memory: bool,
+    location: Any,
+    quiesce: bool,
     description: str,
     wait: bool,
     no_queue: bool,
@@ -80,7 +89,7 @@ def create(
 
     def call(_: str) -> Any:
         return session.client().snapshots.create(
-            parent, snapshot_id, memory=memory, description=description,
+            parent, snapshot_id, memory=memory, location=location, quiesce=quiesce, description=description,
             on_conflict="reject" if no_queue else "queue",
         )  # fmt: skip
 
@@ -129,14 +138,17 @@ def revert(session: Session, *, given: tuple[str, ...], host: str | None, wait: 
 
 @snapshot.command("delete", help=f"Delete a snapshot; its children keep their data. {_FORMS}")
 @_snapshot_argument()
+@click.option("--children", is_flag=True, help="Also all snapshots that descend from it.")
 @host_option("The guest's host.")
 @wait_option()
 @reject_option()
 @pass_session
-def delete(session: Session, *, given: tuple[str, ...], host: str | None, wait: bool, no_queue: bool) -> None:
+def delete(
+    session: Session, *, given: tuple[str, ...], children: bool, host: str | None, wait: bool, no_queue: bool
+) -> None:
     """See the help."""
 
     def call(name: str) -> Any:
-        return session.client().snapshots.delete(name, on_conflict="reject" if no_queue else "queue")
+        return session.client().snapshots.delete(name, children=children, on_conflict="reject" if no_queue else "queue")
 
     _run(session, snapshot_name(session, given, host), call, "deleted", wait=wait, kind=None)

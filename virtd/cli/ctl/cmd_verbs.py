@@ -120,6 +120,7 @@ def shutdown(
 @host_option("The host of these guests.")
 @click.option("--force", is_flag=True, help="Stop a running guest first.")
 @click.option("--keep-disks", is_flag=True, help="Keep the disks that virtd created for it.")
+@click.option("--trash", "to_trash", is_flag=True, help="Into the trash, from which it can be recovered.")
 @wait_option()
 @reject_option()
 @pass_session
@@ -129,6 +130,7 @@ def delete(
     host: str | None,
     force: bool,
     keep_disks: bool,
+    to_trash: bool,
     wait: bool,
     no_queue: bool,
 ) -> None:
@@ -136,11 +138,101 @@ def delete(
 
     A running guest is not deleted without --force.
     """
+    if keep_disks and to_trash:
+        raise UsageError("--keep-disks and --trash exclude each other: the trash keeps them")
 
     def call(guest: str) -> Any:
-        return session.client().guests.delete(guest, force=force, keep_disks=keep_disks, on_conflict=_policy(no_queue))
+        return session.client().guests.delete(
+            guest, force=force, keep_disks=keep_disks, disk_policy="trash" if to_trash else None,
+            on_conflict=_policy(no_queue),
+        )  # fmt: skip
 
-    _act(session, guests, host, call, "deleted", wait=wait, kind=None)
+    _act(session, guests, host, call, "is in the trash" if to_trash else "deleted", wait=wait, kind=None)
+
+
+@command("clone")
+@guest_argument()
+@click.argument("new", metavar="NEW")
+@click.option("--linked", is_flag=True, help="Share what is on the disks now, instead of copying it.")
+@click.option("--pool", default="", metavar="POOL", help="The pool for the new disks.")
+@click.option("--start", "start_", is_flag=True, help="Start it as well.")
+@click.option("--display-name", default="", metavar="TEXT", help="Title of the new guest.")
+@host_option("The host of both.")
+@wait_option()
+@reject_option()
+@pass_session
+def clone(
+    session: Session,
+    guest: str,
+    new: str,
+    linked: bool,
+    pool: str,
+    start_: bool,
+    display_name: str,
+    host: str | None,
+    wait: bool,
+    no_queue: bool,
+) -> None:
+    """Make a new guest like a stopped one, with disks, MAC addresses and a UUID of its own."""
+
+    def call(name: str) -> Any:
+        return session.client().guests.clone(
+            name, new, mode="linked" if linked else "full", pool=pool, start=start_, display_name=display_name,
+            on_conflict=_policy(no_queue),
+        )  # fmt: skip
+
+    _act(session, (guest,), host, call, f"cloned as {new}", wait=wait)
+
+
+def _protection(name: str, done: str, text: str, *, on: bool) -> Command:
+    @command(name, help=text)
+    @guests_argument()
+    @host_option("The host of these guests.")
+    @wait_option()
+    @pass_session
+    def run(session: Session, *, guests: tuple[str, ...], host: str | None, wait: bool) -> None:
+        def call(guest: str) -> Any:
+            from virtd.v1 import guest_pb2 as pb
+
+            wanted = pb.Guest(name=guest, spec=pb.GuestSpec(deletion_protection=on))
+            return session.client().guests.change(wanted, ["spec.deletion_protection"])
+
+        _act(session, guests, host, call, done, wait=wait)
+
+    verb: Command = run
+    return verb
+
+
+protect = _protection("protect", "protected", "Protect guests from being deleted.", on=True)
+unprotect = _protection("unprotect", "no longer protected", "Let protected guests be deleted again.", on=False)
+
+
+@command("release")
+@guests_argument()
+@host_option("The host of these guests.")
+@wait_option()
+@pass_session
+def release(session: Session, *, guests: tuple[str, ...], host: str | None, wait: bool) -> None:
+    """Let go of guests: they stay as they are, virtd forgets them. The inverse of adopt."""
+
+    def call(guest: str) -> Any:
+        return session.client().guests.release(guest)
+
+    _act(session, guests, host, call, "released", wait=wait)
+
+
+@command("discard")
+@guests_argument()
+@host_option("The host of these guests.")
+@wait_option()
+@pass_session
+def discard(session: Session, *, guests: tuple[str, ...], host: str | None, wait: bool) -> None:
+    """Throw the saved memory of suspended guests away: they are stopped then, as after a power cut."""
+
+    def call(guest: str) -> Any:
+        return session.client().guests.discard_saved_state(guest)
+
+    _act(session, guests, host, call, "stopped, without its saved state", wait=wait)
 
 
 @command("adopt")

@@ -158,6 +158,8 @@ class _Reader:
             return self.enum(node, path, field.enum_type)
         if field.type == field.TYPE_STRING:
             return self.text(node, path)
+        if field.type == field.TYPE_BYTES:
+            return self.data(node, path)
         if not isinstance(node, yaml.ScalarNode):
             raise self.fail(node, path, "must be a single value")
         if field.type == field.TYPE_BOOL:
@@ -170,6 +172,16 @@ class _Reader:
         except ValueError as error:
             message = str(error) if convert is parse_size else f"{node.value!r} is not a whole number"
             raise self.fail(node, path, message) from error
+
+    def data(self, node: yaml.Node, path: str) -> bytes:
+        if isinstance(node, yaml.ScalarNode) and node.tag == f"{_TAG}binary":
+            import base64
+
+            try:
+                return base64.b64decode(node.value, validate=False)
+            except ValueError as error:
+                raise self.fail(node, path, f"is not base64: {error}") from error
+        return self.text(node, path).encode()
 
     def enum(self, node: yaml.Node, path: str, descriptor: Any) -> int:
         names = {kinds.short(descriptor, value.name): value.number for value in descriptor.values if value.number}

@@ -211,6 +211,10 @@ def listing(session: Session, kind: Kind, *, host: str | None = None, filter_: s
         "hosts": client.hosts.list,
         "images": client.images.list,
         "audit": client.audit.list,
+        "backups": client.backups.list,
+        "trash": client.trash.list,
+        "schedules": client.schedules.list,
+        "uploads": client.uploads.list,
     }
     if kind.plural in whole:
         return Listing(whole[kind.plural]())
@@ -299,6 +303,10 @@ def fetch(session: Session, kind: Kind, name: str) -> Any:
         "volumes": client.volumes.get,
         "networks": client.networks.get,
         "images": client.images.get,
+        "backups": client.backups.get,
+        "trash": client.trash.get,
+        "schedules": client.schedules.get,
+        "uploads": client.uploads.get,
     }
     if kind.plural not in calls:
         raise UsageError(f"{kind.plural} have no names", next=f"List them: guestctl get {kind.plural}")

@@ -39,16 +39,18 @@ class Dialogue:
 
     :param until: end when the output matches; None: never.
     :param seconds: end after so long; with ``until`` that is a failure, without it the plan.
+    :param take: take the right to write from whoever has it.
     :param idle_s: in a pipe, how long the guest may be silent after the end of the input.
     """
 
     def __init__(
         self, session: Session, name: str, *, read_only: bool, offset: int | None,
-        until: re.Pattern[bytes] | None, seconds: float | None, idle_s: float,
+        until: re.Pattern[bytes] | None, seconds: float | None, idle_s: float, take: bool = False,
     ) -> None:  # fmt: skip
         self._session = session
         self._name = name
         self._read_only = read_only
+        self._take = take
         self._offset = offset
         self._until = until
         self._seconds = seconds
@@ -149,7 +151,7 @@ class Dialogue:
         self._ends.put("killed")
 
     def _attach(self, client: Any) -> None:
-        console = client.console.attach(self._name, read_only=self._read_only, offset=self._offset)
+        console = client.console.attach(self._name, read_only=self._read_only, offset=self._offset, take=self._take)
         console.open()
         self._console = console
         if console.truncated:
@@ -162,7 +164,7 @@ class Dialogue:
             try:
                 for item in self._console:
                     if not hasattr(item, "data"):
-                        self._tell("the guest has stopped" if item.kind == "CLOSED" else "the guest runs again")
+                        self._tell(_said(item))
                         continue
                     self._last_output = time.monotonic()
                     self._write(item.data)
@@ -235,6 +237,18 @@ class Dialogue:
             text = f"\r\n[{message}]\r\n" if self._raw else f"[{message}]\n"
             sys.stderr.write(text)
             sys.stderr.flush()
+
+
+def _said(notice: Any) -> str:
+    """A notice of the daemon in words."""
+    words: dict[str, str] = {
+        "CLOSED": "the guest has stopped",
+        "OPENED": "the guest runs again",
+        "TAKEN": f"{notice.caller} has taken the console: you can read; --take takes it back",
+        "RELEASED": "the console is free again: what you type is sent",
+        "DROPPED": f"not sent: {notice.caller} has taken the console",
+    }
+    return words.get(notice.kind, str(notice.kind).lower())
 
 
 def _descriptor() -> int | None:

@@ -12,14 +12,15 @@ from virtd.libvirt.xml.build import Element, attribute, child, element, text
 class Boot:
     """How a guest starts.
 
-    ``efi`` lets libvirt choose UEFI firmware with secure boot and enrolled keys off, so that
-    unsigned loaders run.  ``os_type`` is libvirt's (``hvm``).
+    ``efi`` lets libvirt choose UEFI firmware; ``secure`` is its secure boot together with enrolled
+    keys: off, so that unsigned loaders run, or on.  ``os_type`` is libvirt's (``hvm``).
     """
 
     os_type: str = "hvm"
     arch: str = ""
     machine: str = ""
     efi: bool = False
+    secure: bool = False
     kernel: str = ""
     initrd: str = ""
     command_line: str = ""
@@ -30,8 +31,9 @@ class Boot:
         child(root, "type", self.os_type, arch=self.arch or None, machine=self.machine or None)
         if self.efi:
             firmware = child(root, "firmware")
-            child(firmware, "feature", enabled="no", name="enrolled-keys")
-            child(firmware, "feature", enabled="no", name="secure-boot")
+            wanted = "yes" if self.secure else "no"
+            child(firmware, "feature", enabled=wanted, name="enrolled-keys")
+            child(firmware, "feature", enabled=wanted, name="secure-boot")
         if self.kernel:
             child(root, "kernel", self.kernel)
         if self.initrd:
@@ -45,12 +47,15 @@ class Boot:
         """From an element; firmware that is given as a flash image counts as ``efi`` too."""
         if root is None:
             return cls()
+        features = {found.get("name"): found.get("enabled") == "yes" for found in root.findall("firmware/feature")}
         flash = attribute(root, "loader", "type") == "pflash"
         return cls(
             os_type=text(root, "type"),
             arch=attribute(root, "type", "arch"),
             machine=attribute(root, "type", "machine"),
             efi=root.get("firmware") == "efi" or flash,
+            # Without the list of features (a guest that somebody else defined) the loader is what is left.
+            secure=features.get("secure-boot", attribute(root, "loader", "secure") == "yes"),
             kernel=text(root, "kernel"),
             initrd=text(root, "initrd"),
             command_line=text(root, "cmdline"),

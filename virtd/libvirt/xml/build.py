@@ -81,6 +81,14 @@ _UNITS: Final = {
 
 def scaled(root: Element | None, path: str, *, default_unit: str = "KiB") -> int | None:
     """Bytes of an element such as ``<memory unit='KiB'>``; None if it is absent or not a number."""
-    number = integer(text(root, path))
-    factor = _UNITS.get((attribute(root, path, "unit") or default_unit).lower())
+    return _scaled(text(root, path), attribute(root, path, "unit") or default_unit)
+
+
+def scaled_attribute(root: Element, name: str, *, default_unit: str = "KiB") -> int | None:
+    """Bytes of an attribute such as ``memory`` in ``<cell memory='1' unit='GiB'/>``; None as :func:`scaled`."""
+    return _scaled(root.get(name) or "", root.get("unit") or default_unit)
+
+
+def _scaled(value: str, unit: str) -> int | None:
+    number, factor = integer(value), _UNITS.get(unit.lower())
     return None if number is None or factor is None else number * factor

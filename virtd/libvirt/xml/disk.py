@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Self
 
-from virtd.libvirt.xml.build import Element, attribute, child, element, integer
+from virtd.libvirt.xml.build import Element, attribute, child, element, integer, text
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """``<iotune>``; 0 is "none"."""
+
+    total_bytes_sec: int = 0
+    read_bytes_sec: int = 0
+    write_bytes_sec: int = 0
+    total_iops_sec: int = 0
+    read_iops_sec: int = 0
+    write_iops_sec: int = 0
+
+    def build(self) -> Element:
+        """The element."""
+        tune = element("iotune")
+        for field in fields(self):
+            if value := getattr(self, field.name):
+                child(tune, field.name, value)
+        return tune
+
+    @classmethod
+    def parse(cls, tune: Element | None) -> Self | None:
+        """From an element; None where nothing is limited."""
+        found = cls(**{field.name: integer(text(tune, field.name)) or 0 for field in fields(cls)})
+        return None if found == cls() else found
 
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """A disk backed by a file (or, parsed only, by something else: then ``path`` is what names it)."""
+    """A disk backed by a file (or, parsed only, by something else: then ``path`` is what names it).
+
+    A CD-ROM drive without a medium has an empty ``path``.
+    """
 
     target: str
     bus: str
@@ -23,6 +52,9 @@ class Disk:
     discard: str = ""
     kind: str = "file"
     driver: str = "qemu"
+    io: str = ""
+    serial: str = ""
+    limits: Limits | None = None
 
     def build(self) -> Element:
         """The element."""
@@ -34,6 +66,7 @@ class Disk:
             type=self.format,
             cache=self.cache or None,
             discard=self.discard or None,
+            io=self.io or None,
         )
         if self.path:
             child(disk, "source", file=self.path)
@@ -42,6 +75,10 @@ class Disk:
             child(disk, "readonly")
         if self.boot_order is not None:
             child(disk, "boot", order=self.boot_order)
+        if self.limits is not None:
+            disk.append(self.limits.build())
+        if self.serial:
+            child(disk, "serial", self.serial)
         return disk
 
     @classmethod
@@ -65,4 +102,7 @@ class Disk:
             discard=attribute(disk, "driver", "discard"),
             kind=disk.get("type") or "file",
             driver=attribute(disk, "driver", "name"),
+            io=attribute(disk, "driver", "io"),
+            serial=text(disk, "serial"),
+            limits=Limits.parse(disk.find("iotune")),
         )

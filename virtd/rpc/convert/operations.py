@@ -9,21 +9,27 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 
 from virtd.errors import INTERNAL_ERROR, OPERATION_CANCELLED, ErrorRecord
+from virtd.model.backup import Backup, BackupVerification
 from virtd.model.guest import Guest
+from virtd.model.network import Network
 from virtd.model.operation import Operation, OperationState
 from virtd.model.snapshot import Snapshot
-from virtd.model.storage import Image, Volume
+from virtd.model.storage import Image, Pool, Volume
 from virtd.rpc.convert.generic import to_message
 from virtd.rpc.status import to_status
-from virtd.v1 import guest_pb2, image_pb2, operation_pb2, snapshot_pb2, storage_pb2
+from virtd.v1 import backup_pb2, guest_pb2, image_pb2, network_pb2, operation_pb2, snapshot_pb2, storage_pb2
 
-Response = Guest | Snapshot | Volume | Image
+Response = Guest | Snapshot | Pool | Volume | Image | Network | Backup | BackupVerification
 
 _MESSAGES: Final[dict[type, type[Message]]] = {
     Guest: guest_pb2.Guest,
     Snapshot: snapshot_pb2.Snapshot,
+    Pool: storage_pb2.Pool,
     Volume: storage_pb2.Volume,
     Image: image_pb2.Image,
+    Backup: backup_pb2.Backup,
+    BackupVerification: backup_pb2.BackupVerification,
+    Network: network_pb2.Network,
 }
 
 

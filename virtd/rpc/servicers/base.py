@@ -17,8 +17,11 @@ from virtd.service.call import Call
 POOL: Final = "hosts/{host}/pools/{pool}"
 VOLUME: Final = "hosts/{host}/pools/{pool}/volumes/{volume}"
 NETWORK: Final = "hosts/{host}/networks/{network}"
+GUEST: Final = "hosts/{host}/guests/{guest}"
 SNAPSHOT: Final = "hosts/{host}/guests/{guest}/snapshots/{snapshot}"
+SCHEDULE: Final = "schedules/{schedule_id}"
 IMAGE: Final = "images/{image}"
+UPLOAD: Final = "uploads/{upload}"
 OPERATION: Final = "operations/{operation}"
 
 
@@ -47,12 +50,12 @@ def call_of(request: Any) -> Call:
     return current().call(request)
 
 
-def snapshot_name(name: str) -> tuple[GuestName, str]:
+def snapshot_name(name: str, field: str = "name") -> tuple[GuestName, str]:
     """Parse a snapshot's name into the guest's and the snapshot's id.
 
     :raises InvalidArgumentError: FIELD_INVALID.
     """
-    ids = parse(name, SNAPSHOT)
+    ids = parse(name, SNAPSHOT, field)
     return GuestName(ids["host"], ids["guest"]), ids["snapshot"]
 
 

@@ -6,14 +6,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import Any, Final
 
+from virtd.backend.api import ConsoleStream
 from virtd.errors import FailedPreconditionError, UnavailableError, invalid_field
 from virtd.model.names import parse_guest
 from virtd.rpc.context import Context, current
 from virtd.rpc.convert import to_message
-from virtd.rpc.servicers.base import Servicer
-from virtd.service.consoles import ConsoleChunk, ConsoleClient, ConsoleNotice
+from virtd.rpc.servicers.base import Servicer, call_of
+from virtd.service.console_hub import ConsoleChunk, ConsoleClient, ConsoleNotice
 from virtd.v1 import console_pb2 as pb
 
 _MAX_INPUT: Final = 64 * 1024
@@ -33,17 +34,17 @@ class ConsoleServicer(Servicer):
         start = await _first(requests)
         current().resource = start.name
         console = await self.services.consoles.attach(
+            call_of(start),
             parse_guest(start.name, "start.name"),
-            start.read_only,
-            start.offset if start.HasField("offset") else None,
+            read_only=start.read_only,
+            offset=start.offset if start.HasField("offset") else None,
+            take=start.take,
         )
         typing = asyncio.create_task(_pass_input(requests, console, read_only=start.read_only))
         try:
-            yield pb.AttachConsoleResponse(
-                attached=pb.ConsoleAttached(offset=console.offset, truncated=console.truncated)
-            )
-            async for response in _output(console, typing):
-                yield response
+            yield pb.AttachConsoleResponse(attached=_attached(console))
+            async for said in _output(console, typing):
+                yield _news(said, pb.AttachConsoleResponse)
         finally:
             typing.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
@@ -52,12 +53,68 @@ class ConsoleServicer(Servicer):
 
     async def ReadConsoleLog(self, request: pb.ReadConsoleLogRequest, _context: Context) -> pb.ReadConsoleLogResponse:
         """The tail of what the console printed."""
-        offset, data, next_offset = await self.services.consoles.read_log(
+        part = await self.services.consoles.read_log(
             parse_guest(request.name),
             request.offset if request.HasField("offset") else None,
             request.max_bytes or _LOG_DEFAULT,
         )
-        return pb.ReadConsoleLogResponse(offset=offset, data=data, next_offset=next_offset)
+        return to_message(part, pb.ReadConsoleLogResponse)
+
+    async def FollowConsoleLog(
+        self, request: pb.FollowConsoleLogRequest, _context: Context
+    ) -> AsyncIterator[pb.FollowConsoleLogResponse]:
+        """What the console printed and prints."""
+        offset = request.offset if request.HasField("offset") else None
+        console = await self.services.consoles.attach(
+            call_of(request), parse_guest(request.name), read_only=True, offset=offset
+        )
+        try:
+            yield pb.FollowConsoleLogResponse(attached=_attached(console))
+            while (said := await console.read()) is not None:
+                yield _news(said, pb.FollowConsoleLogResponse)
+        finally:
+            await console.close()
+
+    async def CreateConsoleTicket(
+        self, request: pb.CreateConsoleTicketRequest, _context: Context
+    ) -> pb.CreateConsoleTicketResponse:
+        """A ticket for one connection to a display."""
+        guest = parse_guest(request.name)
+        if request.kind != pb.CONSOLE_KIND_GRAPHICAL:
+            raise invalid_field("kind", "must be CONSOLE_KIND_GRAPHICAL", "CONSOLE_KIND_GRAPHICAL")
+        ticket = await self.services.consoles.graphics.create(call_of(request), guest, request.ttl_s)
+        return to_message(ticket, pb.CreateConsoleTicketResponse)
+
+    async def AttachGraphics(
+        self, requests: AsyncIterator[pb.AttachGraphicsRequest], _context: Context
+    ) -> AsyncIterator[pb.AttachGraphicsResponse]:
+        """The bytes of a display's protocol, both ways.
+
+        Ends when the display closes, or the viewer half-closes: it has left then.
+        """
+        ticket = await _ticket(requests)
+        current().resource, display = await self.services.consoles.graphics.open(ticket)
+        passing = asyncio.create_task(_pass_data(requests, display))
+        reading: asyncio.Task[bytes] | None = None
+        try:
+            yield pb.AttachGraphicsResponse()
+            while True:
+                reading = asyncio.create_task(display.read())
+                await asyncio.wait({reading, passing}, return_when=asyncio.FIRST_COMPLETED)
+                if passing.done():
+                    passing.result()
+                    return
+                data = await reading
+                if not data:
+                    return
+                yield pb.AttachGraphicsResponse(data=data)
+        finally:
+            for task in (passing, reading):
+                if task is not None:
+                    task.cancel()
+                    with contextlib.suppress(asyncio.CancelledError, Exception):
+                        await task
+            await display.close()
 
     async def TakeScreenshot(self, request: pb.TakeScreenshotRequest, _context: Context) -> pb.TakeScreenshotResponse:
         """A picture of the display."""
@@ -77,8 +134,15 @@ async def _pass_input(
     requests: AsyncIterator[pb.AttachConsoleRequest], console: ConsoleClient, *, read_only: bool
 ) -> None:
     async for request in requests:
-        if request.WhichOneof("request") != "input":
-            raise invalid_field("start", "only the first request may be start")
+        match request.WhichOneof("request"):
+            case "take":
+                console.take()
+                continue
+            case "release":
+                console.release()
+                continue
+            case "start" | None:
+                raise invalid_field("start", "only the first request may be start")
         if read_only:
             raise invalid_field("input", "the console was attached read-only")
         if len(request.input) > _MAX_INPUT:
@@ -91,7 +155,7 @@ async def _pass_input(
             continue
 
 
-async def _output(console: ConsoleClient, typing: asyncio.Task[None]) -> AsyncIterator[pb.AttachConsoleResponse]:
+async def _output(console: ConsoleClient, typing: asyncio.Task[None]) -> AsyncIterator[ConsoleChunk | ConsoleNotice]:
     """What the console says, until the input fails: its error ends the stream."""
     reading: asyncio.Task[ConsoleChunk | ConsoleNotice | None] | None = None
     try:
@@ -104,10 +168,35 @@ async def _output(console: ConsoleClient, typing: asyncio.Task[None]) -> AsyncIt
             said = await reading
             if said is None:
                 return
-            if isinstance(said, ConsoleChunk):
-                yield pb.AttachConsoleResponse(output=pb.ConsoleOutput(offset=said.offset, data=said.data))
-            else:
-                yield pb.AttachConsoleResponse(notice=pb.ConsoleNotice(kind=said.kind))
+            yield said
     finally:
         if reading is not None:
             reading.cancel()
+
+
+def _attached(console: ConsoleClient) -> pb.ConsoleAttached:
+    return pb.ConsoleAttached(offset=console.offset, truncated=console.truncated, writer=console.writer)
+
+
+def _news(said: ConsoleChunk | ConsoleNotice, response: Any) -> Any:
+    """What a console said, as a response of one of the streams."""
+    if isinstance(said, ConsoleChunk):
+        return response(output=pb.ConsoleOutput(offset=said.offset, data=said.data))
+    return response(notice=pb.ConsoleNotice(kind=said.kind, caller=said.caller))
+
+
+async def _ticket(requests: AsyncIterator[pb.AttachGraphicsRequest]) -> str:
+    async for request in requests:
+        if request.WhichOneof("request") == "ticket":
+            return request.ticket
+        break
+    raise invalid_field("ticket", "is required: the first request presents the ticket")
+
+
+async def _pass_data(requests: AsyncIterator[pb.AttachGraphicsRequest], display: ConsoleStream) -> None:
+    async for request in requests:
+        if request.WhichOneof("request") != "data":
+            raise invalid_field("ticket", "only the first request may be a ticket")
+        if len(request.data) > _MAX_INPUT:
+            raise invalid_field("data", f"has {len(request.data)} bytes; {_MAX_INPUT} at a time are the most")
+        await display.write(request.data)

@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from virtd.errors import invalid_field
 from virtd.inventory import GuestView
 from virtd.model.guest import ConditionType, GuestSpec, GuestState
 from virtd.model.names import check_new_id, parse_guest, parse_host
+from virtd.model.trash import CloneMode, DiskPolicy
 from virtd.rpc.context import Context, current
 from virtd.rpc.convert import enum_member, from_message, to_message
 from virtd.rpc.convert.wire import nested, repeated, tag
-from virtd.rpc.servicers.base import Servicer, call_of
+from virtd.rpc.servicers.base import call_of
+from virtd.rpc.servicers.updating import UpdatingServicer, spec_paths, update_of
+from virtd.service.clones import CloneDraft
 from virtd.service.guests import GuestDraft
 from virtd.v1 import capability_pb2
 from virtd.v1 import guest_service_pb2 as pb
@@ -27,7 +31,7 @@ _GUEST_OF_WAIT: Final = tag(pb.WaitGuestResponse.DESCRIPTOR, "guest")
 _GUESTS_OF_LIST: Final = tag(pb.ListGuestsResponse.DESCRIPTOR, "guests")
 
 
-class GuestServicer(Servicer):
+class GuestServicer(UpdatingServicer):
     """Guests of all hosts.  Answers that hold guests are made of their cached encodings."""
 
     async def CreateGuest(self, request: pb.CreateGuestRequest, _context: Context) -> pb.CreateGuestResponse:
@@ -59,9 +63,20 @@ class GuestServicer(Servicer):
         return repeated(_GUESTS_OF_LIST, (view.encoded for view in page.views), rest.SerializeToString())
 
     async def UpdateGuest(self, request: pb.UpdateGuestRequest, _context: Context) -> bytes:
-        """Change display name, labels or annotations."""
+        """Change a guest: at once where the spec is not concerned, else by an operation."""
         name = parse_guest(request.guest.name, "guest.name")
         guest, changed = request.guest, _changed(request)
+        if spec_paths(changed):
+            asked = replace(
+                update_of(request, changed),
+                allow_replace=request.allow_replace,
+                delete_removed_disks=request.delete_removed_disks,
+                force_eject=request.force_eject,
+                etag=request.etag,
+            )
+            response = pb.UpdateGuestResponse()
+            await self.changed(call_of(request), name, asked, response)
+            return response.SerializeToString()
         view = await self.services.guests.update(
             call_of(request),
             name,
@@ -80,6 +95,7 @@ class GuestServicer(Servicer):
             force=request.force,
             keep_disks=request.keep_disks,
             etag=request.etag,
+            disk_policy=enum_member(request, "disk_policy", DiskPolicy),
         )
         return pb.DeleteGuestResponse(operation=await self.started(operation))
 
@@ -128,19 +144,68 @@ class GuestServicer(Servicer):
         operation = await self.services.guests.suspend(call_of(request), parse_guest(request.name))
         return pb.SuspendGuestResponse(operation=await self.started(operation))
 
+    async def DiscardSavedState(
+        self, request: pb.DiscardSavedStateRequest, _context: Context
+    ) -> pb.DiscardSavedStateResponse:
+        """Throw saved memory away."""
+        operation = await self.services.guests.discard(call_of(request), parse_guest(request.name))
+        return pb.DiscardSavedStateResponse(operation=await self.started(operation))
+
+    async def CloneGuest(self, request: pb.CloneGuestRequest, _context: Context) -> pb.CloneGuestResponse:
+        """Clone a stopped guest, or plan it."""
+        call, name = call_of(request), parse_guest(request.name)
+        draft = CloneDraft(
+            guest_id=check_new_id(request.guest_id, "guest_id"),
+            mode=enum_member(request, "mode", CloneMode) or CloneMode.FULL,
+            pool=request.pool,
+            start=request.start,
+            display_name=request.display_name,
+            labels=dict(request.labels),
+            annotations=dict(request.annotations),
+        )
+        if request.validate_only:
+            plan = await self.services.clones.plan(call, name, draft)
+            return pb.CloneGuestResponse(plan=to_message(plan, pb.HostPlan))
+        operation = await self.services.clones.clone(call, name, draft)
+        return pb.CloneGuestResponse(operation=await self.started(operation))
+
+    async def ReleaseGuest(self, request: pb.ReleaseGuestRequest, _context: Context) -> pb.ReleaseGuestResponse:
+        """Let go of a guest."""
+        operation = await self.services.guests.release(call_of(request), parse_guest(request.name))
+        return pb.ReleaseGuestResponse(operation=await self.started(operation))
+
     async def AdoptGuest(self, request: pb.AdoptGuestRequest, _context: Context) -> pb.AdoptGuestResponse:
         """Take a foreign guest under management."""
         operation = await self.services.guests.adopt(call_of(request), parse_guest(request.name))
         return pb.AdoptGuestResponse(operation=await self.started(operation))
 
     async def PlanGuest(self, request: pb.PlanGuestRequest, _context: Context) -> pb.PlanGuestResponse:
-        """What a spec would become."""
+        """What a spec would become, or what an update would do."""
+        if request.name:
+            return await self._plan_named(request)
         if not request.hosts:
             raise invalid_field("hosts", "is required: the names of hosts, or hosts/- for all")
         hosts = [parse_host(name, f"hosts[{index}]", wildcard=True) for index, name in enumerate(request.hosts)]
         guest_id = check_new_id(request.guest_id or _PLANNED_ID, "guest_id")
         plans = await self.services.guests.plan(hosts, guest_id, _draft(request))
         return pb.PlanGuestResponse(plans=[to_message(plan, pb.HostPlan) for plan in plans])
+
+    async def _plan_named(self, request: pb.PlanGuestRequest) -> pb.PlanGuestResponse:
+        """What CreateGuest or UpdateGuest would do, whichever is the one that would succeed."""
+        name, draft = parse_guest(request.name), _draft(request)
+        if request.hosts or request.guest_id:
+            raise invalid_field("name", "stands instead of hosts and guest_id: give one or the other")
+        said = (field for field in _MUTABLE if getattr(request.guest, field))
+        paths = tuple(request.update_fields) or ("spec", *said)
+        for index, field in enumerate(paths):
+            _check_path(field, index)
+        plan = await self.services.updates.plan_named(
+            call_of(request),
+            name,
+            update_of(request, paths),
+            lambda: self.services.guests.plan([name.host], name.guest, draft),
+        )
+        return pb.PlanGuestResponse(plans=[to_message(plan, pb.HostPlan)])
 
     async def WaitGuest(self, request: pb.WaitGuestRequest, _context: Context) -> bytes:
         """Wait until a condition or state holds."""
@@ -176,6 +241,10 @@ def _draft(request: pb.CreateGuestRequest | pb.PlanGuestRequest) -> GuestDraft:
 
 def _changed(request: pb.UpdateGuestRequest) -> tuple[str, ...]:
     for index, field in enumerate(request.update_fields):
-        if field not in _MUTABLE:
-            raise invalid_field(f"update_fields[{index}]", f"{field[:80]!r} cannot be changed", *_MUTABLE)
+        _check_path(field, index)
     return tuple(request.update_fields) or _MUTABLE
+
+
+def _check_path(field: str, index: int) -> None:
+    if field not in _MUTABLE and not spec_paths((field,)):
+        raise invalid_field(f"update_fields[{index}]", f"{field[:80]!r} cannot be changed", *_MUTABLE, "spec")

@@ -41,6 +41,11 @@ class HostServicer(Servicer):
         host = await self.services.hosts.probe(parse_host(request.name))
         return pb.ProbeHostResponse(host=to_message(host, pb.Host))
 
+    async def DiagnoseHost(self, request: pb.DiagnoseHostRequest, _context: Context) -> pb.DiagnoseHostResponse:
+        """Look a host over for what commonly goes wrong."""
+        found = await self.services.hosts.diagnose(parse_host(request.name))
+        return pb.DiagnoseHostResponse(checks=[to_message(one, pb.HostCheck) for one in found])
+
     async def GetCapabilities(
         self, request: pb.GetCapabilitiesRequest, _context: Context
     ) -> pb.GetCapabilitiesResponse:

@@ -8,7 +8,7 @@ from virtd.model.guest import DiskFormat
 from virtd.model.names import check_new_id, parse
 from virtd.rpc.context import Context
 from virtd.rpc.convert import enum_member, to_message
-from virtd.rpc.servicers.base import IMAGE, Servicer, call_of, required
+from virtd.rpc.servicers.base import IMAGE, Servicer, call_of
 from virtd.v1 import image_pb2 as pb
 
 
@@ -17,11 +17,13 @@ class ImageServicer(Servicer):
 
     async def ImportImage(self, request: pb.ImportImageRequest, _context: Context) -> pb.ImportImageResponse:
         """Copy a file into the catalogue."""
-        image_id, path = check_new_id(request.image_id, "image_id"), required(request.path, "path")
+        image_id = check_new_id(request.image_id, "image_id")
         true_format = enum_member(request, "format", DiskFormat)
         if true_format is None:
             raise invalid_field("format", "is required; it is never guessed", *DiskFormat)
-        operation = await self.services.images.import_(call_of(request), image_id, path, true_format)
+        operation = await self.services.images.import_(
+            call_of(request), image_id, request.path, true_format, request.url, request.digest
+        )
         return pb.ImportImageResponse(operation=await self.started(operation))
 
     async def GetImage(self, request: pb.GetImageRequest, _context: Context) -> pb.GetImageResponse:

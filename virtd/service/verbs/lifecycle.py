@@ -1,4 +1,8 @@
-"""Start, shutdown, stop, reboot, reset, pause, resume, suspend, adopt."""
+"""Start, shutdown, stop and reboot.
+
+They are what a person says about whether a guest runs, so they also turn its run strategy, as KubeVirt's
+do: who starts a guest that is HALTED wants it ALWAYS, who stops one that is ALWAYS wants it HALTED.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +13,27 @@ from typing import Final
 
 from virtd.backend import capabilities as cap
 from virtd.errors import (
+    INVALID_STATE,
+    REBOOT_IGNORED,
     SHUTDOWN_IGNORED,
     DeadlineExceededError,
     FailedPreconditionError,
     unsupported,
 )
-from virtd.model.guest import GuestState, Origin
-from virtd.operations import Probe, Run, Step
+from virtd.model.guest import GuestState, RunStrategy
+from virtd.operations import Run, Step
 from virtd.service.core import Core
-from virtd.service.verbs.base import GuestArguments, GuestVerb, patience
+from virtd.service.verbs.adopt import AdoptGuest, ReleaseGuest
+from virtd.service.verbs.base import G, GuestArguments, GuestVerb, patience
+from virtd.service.verbs.simple import lost, simple_verbs
 
 DOWN: Final = frozenset({GuestState.STOPPED, GuestState.CRASHED, GuestState.SUSPENDED})
 PRESS_AGAIN_S: Final = (3.0, 5.0, 10.0)
 """When to press the power button again: a press can be lost while a guest boots."""
+ASK_AGAIN_S: Final = 15.0
+"""When to ask for a reboot again: long enough that one which is under way is not asked for twice."""
+STRATEGY_CALLER: Final = "strategy"
+"""Who the caller of operations is that a run strategy begins."""
 
 
 class StartGuest(GuestVerb[GuestArguments]):
@@ -50,6 +62,7 @@ class StartGuest(GuestVerb[GuestArguments]):
         link = self.link(run)
         await link.call(link.session.start_guest(run.arguments.uid, run), timeout_s=patience(run))
         await self.refresh(run)
+        await turn_strategy(self, run, RunStrategy.HALTED, RunStrategy.ALWAYS)
 
     async def _undo(self, run: Run[GuestArguments]) -> None:
         await undo_start(self, run)
@@ -69,11 +82,25 @@ async def undo_start(verb: GuestVerb[GuestArguments], run: Run[GuestArguments]) 
     await verb.refresh(run)
 
 
+async def turn_strategy(verb: GuestVerb[G], run: Run[G], old: RunStrategy, new: RunStrategy) -> None:
+    """Change a guest's run strategy to what its caller has just made of it.
+
+    Only at the verb's good end: while it works, no run strategy acts on the guest.
+    """
+    view = verb.core.inventory.by_uid(run.arguments.uid)
+    if view is None or view.guest.spec.run_strategy is not old or run.operation.caller == STRATEGY_CALLER:
+        return
+    await verb.core.inventory.change(
+        view.guest.uid, lambda guest: replace(guest, spec=replace(guest.spec, run_strategy=new))
+    )
+    run.note(f"the run strategy was {old.value} and is {new.value} now")
+
+
 class StopGuest(GuestVerb[GuestArguments]):
     """Cut the power."""
 
     name = "stop"
-    preempts = frozenset({"shutdown", "reboot", "start"})
+    preempts = frozenset({"shutdown", "reboot", "start", "backup-create"})
 
     @property
     def arguments(self) -> type[GuestArguments]:
@@ -88,6 +115,7 @@ class StopGuest(GuestVerb[GuestArguments]):
         link = self.link(run)
         await link.call(link.session.stop_guest(run.arguments.uid, run), timeout_s=patience(run))
         await self.refresh(run)
+        await turn_strategy(self, run, RunStrategy.ALWAYS, RunStrategy.HALTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +146,7 @@ class ShutdownGuest(GuestVerb[ShutdownArguments]):
 
     async def _do(self, run: Run[ShutdownArguments]) -> None:
         await press_until_down(self, run)
+        await turn_strategy(self, run, RunStrategy.ALWAYS, RunStrategy.HALTED)
 
 
 async def press_until_down(verb: GuestVerb[ShutdownArguments], run: Run[ShutdownArguments]) -> None:
@@ -195,7 +224,39 @@ class RebootGuest(GuestVerb[RebootArguments]):
         facet = link.facets.reboot
         if facet is None:
             raise unsupported(cap.REBOOT, "the host cannot ask a guest to reboot")
-        await link.call(facet.request_reboot(run.arguments.uid, run))
+        reboots, uid = self.core.inventory.reboots, run.arguments.uid
+        before = reboots.get(uid, 0)
+        await link.call(facet.request_reboot(uid, run))
+        if link.facets.event_source is None:
+            run.warn("the host does not report reboots: the guest was asked, and what it does is not known")
+            return
+        started = time.monotonic()
+        asked = 1
+        while reboots.get(uid, 0) == before:
+            run.checkpoint()
+            passed = time.monotonic() - started
+            if passed >= run.arguments.wait_s:
+                raise DeadlineExceededError(
+                    REBOOT_IGNORED,
+                    f"{run.arguments.guest} did not reboot within {run.arguments.wait_s:g} s ({asked} requests); "
+                    "it runs on",
+                    resource=str(run.arguments.guest_name),
+                    metadata={"requests": str(asked)},
+                )
+            if self.state(run) in DOWN:
+                await self.refresh(run)
+                if self.state(run) in DOWN:
+                    raise FailedPreconditionError(
+                        INVALID_STATE,
+                        f"{run.arguments.guest} went down instead of rebooting",
+                        resource=str(run.arguments.guest_name),
+                        allowed_actions=("start",),
+                    )
+            if passed >= asked * ASK_AGAIN_S:
+                asked += 1  # a request can be lost while a guest boots, as a press can
+                await link.call(facet.request_reboot(uid, run))
+            run.progress(min(0.99, passed / run.arguments.wait_s))
+            await self.core.events.wait_news(self.core.events.head, 0.2)
         await self.refresh(run)
 
     async def _shutdown(self, run: Run[RebootArguments]) -> None:
@@ -208,133 +269,6 @@ class RebootGuest(GuestVerb[RebootArguments]):
         await self.refresh(run)
 
 
-async def lost(_run: object) -> Probe:
-    """For steps that leave no trace: after a crash nobody can tell whether they took effect."""
-    return Probe.LOST
-
-
-class ResetGuest(GuestVerb[GuestArguments]):
-    """The reset button."""
-
-    name = "reset"
-
-    @property
-    def arguments(self) -> type[GuestArguments]:
-        """Journalled."""
-        return GuestArguments
-
-    def steps(self, arguments: GuestArguments) -> Sequence[Step[GuestArguments]]:
-        """Not repeatable: a second reset would hit a guest that has begun to boot."""
-        return [Step("reset", self._do, probe=lost, cancellable=False)]
-
-    async def _do(self, run: Run[GuestArguments]) -> None:
-        link = self.link(run)
-        facet = link.facets.reset
-        if facet is None:
-            raise unsupported(cap.RESET, "the host cannot reset a guest")
-        await link.call(facet.reset_guest(run.arguments.uid, run))
-        await self.refresh(run)
-
-
-class PauseGuest(GuestVerb[GuestArguments]):
-    """Stop the virtual CPUs."""
-
-    name = "pause"
-
-    @property
-    def arguments(self) -> type[GuestArguments]:
-        """Journalled."""
-        return GuestArguments
-
-    def steps(self, arguments: GuestArguments) -> Sequence[Step[GuestArguments]]:
-        """One step, idempotent."""
-        return [Step("pause", self._do, cancellable=False)]
-
-    async def _do(self, run: Run[GuestArguments]) -> None:
-        link = self.link(run)
-        facet = link.facets.pause
-        if facet is None:
-            raise unsupported(cap.PAUSE, "the host cannot pause a guest")
-        await link.call(facet.pause_guest(run.arguments.uid, run))
-        await self.refresh(run)
-
-
-class ResumeGuest(GuestVerb[GuestArguments]):
-    """Continue the virtual CPUs."""
-
-    name = "resume"
-
-    @property
-    def arguments(self) -> type[GuestArguments]:
-        """Journalled."""
-        return GuestArguments
-
-    def steps(self, arguments: GuestArguments) -> Sequence[Step[GuestArguments]]:
-        """One step, idempotent."""
-        return [Step("resume", self._do, cancellable=False)]
-
-    async def _do(self, run: Run[GuestArguments]) -> None:
-        link = self.link(run)
-        facet = link.facets.pause
-        if facet is None:
-            raise unsupported(cap.PAUSE, "the host cannot resume a guest")
-        await link.call(facet.resume_guest(run.arguments.uid, run))
-        await self.refresh(run)
-
-
-class SuspendGuest(GuestVerb[GuestArguments]):
-    """Save to disk and stop."""
-
-    name = "suspend"
-
-    @property
-    def arguments(self) -> type[GuestArguments]:
-        """Journalled."""
-        return GuestArguments
-
-    def steps(self, arguments: GuestArguments) -> Sequence[Step[GuestArguments]]:
-        """One step; the backend undoes a save that is called off (the guest runs on)."""
-        return [Step("save", self._do)]
-
-    async def _do(self, run: Run[GuestArguments]) -> None:
-        link = self.link(run)
-        facet = link.facets.suspend
-        if facet is None:
-            raise unsupported(cap.SUSPEND, "the host cannot save a guest to disk")
-        await link.call(facet.suspend_guest(run.arguments.uid, run), timeout_s=patience(run))
-        await self.refresh(run)
-
-
-class AdoptGuest(GuestVerb[GuestArguments]):
-    """Take a foreign guest under management; nothing changes in the hypervisor."""
-
-    name = "adopt"
-
-    @property
-    def arguments(self) -> type[GuestArguments]:
-        """Journalled."""
-        return GuestArguments
-
-    def steps(self, arguments: GuestArguments) -> Sequence[Step[GuestArguments]]:
-        """One step, idempotent.  Its disks are not virtd's: a later delete keeps them."""
-        return [Step("adopt", self._do, cancellable=False)]
-
-    async def _do(self, run: Run[GuestArguments]) -> None:
-        await self.refresh(run)
-        view = self.core.inventory.by_uid(run.arguments.uid)
-        if view is None:
-            from virtd.errors import GUEST_NOT_FOUND, NotFoundError
-
-            raise NotFoundError(
-                GUEST_NOT_FOUND, f"{run.arguments.guest} is gone", resource=str(run.arguments.guest_name)
-            )
-        if view.guest.status.origin is not Origin.MANAGED:
-            await self.core.inventory.change(
-                view.guest.uid,
-                lambda guest: replace(guest, status=replace(guest.status, origin=Origin.MANAGED)),
-            )
-
-
 def lifecycle_verbs(core: Core) -> list[GuestVerb[GuestArguments] | GuestVerb[ShutdownArguments]]:
     """One of each, for registration."""
     return [
@@ -342,9 +276,7 @@ def lifecycle_verbs(core: Core) -> list[GuestVerb[GuestArguments] | GuestVerb[Sh
         StopGuest(core),
         ShutdownGuest(core),
         RebootGuest(core),  # type: ignore[list-item]  # RebootArguments is a ShutdownArguments
-        ResetGuest(core),
-        PauseGuest(core),
-        ResumeGuest(core),
-        SuspendGuest(core),
         AdoptGuest(core),
+        ReleaseGuest(core),
+        *simple_verbs(core),
     ]

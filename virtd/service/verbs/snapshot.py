@@ -1,12 +1,23 @@
-"""Create, revert and delete snapshots."""
+"""Create, describe, revert and delete snapshots.
+
+Each verb plans first, in a step of its own that has no side effect: the plan is journalled before the
+next step begins, and after a crash that step is given the same plan again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
-from virtd.backend.api import SnapshotFacet, SnapshotRequest
-from virtd.backend.capabilities import SNAPSHOT, SNAPSHOT_MEMORY, require
+from virtd.backend.api import SnapshotFacet, SnapshotPlan, SnapshotRequest
+from virtd.backend.capabilities import (
+    SNAPSHOT,
+    SNAPSHOT_EXTERNAL,
+    SNAPSHOT_MEMORY,
+    SNAPSHOT_QUIESCE,
+    require,
+)
 from virtd.errors import (
     SNAPSHOT_EXISTS,
     SNAPSHOT_NOT_FOUND,
@@ -14,25 +25,80 @@ from virtd.errors import (
     NotFoundError,
     unsupported,
 )
+from virtd.inventory import HostLink
 from virtd.model.event import EventType
 from virtd.model.guest import GuestState
-from virtd.model.snapshot import Snapshot
+from virtd.model.snapshot import Snapshot, SnapshotLocation
 from virtd.operations import Outcome, Probe, Run, Step
+from virtd.service.core import Core
 from virtd.service.verbs.base import GuestArguments, GuestVerb, patience
+from virtd.store import Codec
+
+PLANS: Final = Codec(SnapshotPlan)
+_ACTIVE: Final = (GuestState.RUNNING, GuestState.PAUSED)
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotArguments(GuestArguments):
-    """Which snapshot, and what it holds."""
+    """Which snapshot, and what it holds.
+
+    :param descendants: for a deletion: the snapshots that go before it, the youngest first.
+    """
 
     snapshot: str = ""
     description: str = ""
     memory: bool = False
+    location: SnapshotLocation = SnapshotLocation.AUTO
+    quiesce: bool = False
+    descendants: tuple[str, ...] = ()
 
     @property
     def snapshot_name(self) -> str:
         """Its resource name."""
         return f"{self.guest_name}/snapshots/{self.snapshot}"
+
+
+def facet_of(link: HostLink, resource: str = "") -> SnapshotFacet:
+    """The host's snapshots.
+
+    :raises UnsupportedError: CAPABILITY_UNSUPPORTED.
+    """
+    require(link.capabilities, SNAPSHOT, resource=resource)
+    facet = link.facets.snapshots
+    if facet is None:
+        raise unsupported(SNAPSHOT, "the host offers no snapshots", resource=resource)
+    return facet
+
+
+def request_of(arguments: SnapshotArguments, state: GuestState) -> SnapshotRequest:
+    """What the backend is asked for: a guest without memory has none to be kept."""
+    return SnapshotRequest(
+        arguments.snapshot,
+        arguments.description,
+        memory=arguments.memory and state in _ACTIVE,
+        location=arguments.location,
+        quiesce=arguments.quiesce and not arguments.memory and state is GuestState.RUNNING,
+    )
+
+
+async def plan_creation(link: HostLink, arguments: SnapshotArguments, state: GuestState) -> SnapshotPlan:
+    """Refuse what cannot be done, and plan the rest.  No side effect.
+
+    :raises VirtdError: see CreateSnapshot.
+    """
+    resource = str(arguments.guest_name)
+    facet, request = facet_of(link, resource), request_of(arguments, state)
+    if request.memory:
+        require(link.capabilities, SNAPSHOT_MEMORY, resource=resource)
+    if request.location is SnapshotLocation.EXTERNAL:
+        require(link.capabilities, SNAPSHOT_EXTERNAL, resource=resource)
+    if request.quiesce:
+        require(link.capabilities, SNAPSHOT_QUIESCE, resource=resource)
+        agent = link.facets.agent
+        if agent is None:
+            raise unsupported(SNAPSHOT_QUIESCE, "the host reaches no guest agents", resource=resource)
+        await link.call(agent.ping_agent(arguments.uid))
+    return await link.call(facet.plan_create(arguments.uid, request))
 
 
 class _SnapshotVerb(GuestVerb[SnapshotArguments]):
@@ -43,18 +109,50 @@ class _SnapshotVerb(GuestVerb[SnapshotArguments]):
 
     def facet(self, run: Run[SnapshotArguments]) -> SnapshotFacet:
         """The host's snapshots."""
-        facet = self.link(run).facets.snapshots
-        if facet is None:
-            raise unsupported(SNAPSHOT, "the host offers no snapshots")
-        return facet
+        return facet_of(self.link(run), str(run.arguments.guest_name))
 
-    async def find(self, run: Run[SnapshotArguments]) -> Snapshot | None:
+    async def find(self, run: Run[SnapshotArguments], name: str = "") -> Snapshot | None:
         """The snapshot, if the hypervisor has it."""
         link = self.link(run)
         for snapshot in await link.call(self.facet(run).list_snapshots(run.arguments.uid)):
-            if snapshot.name == run.arguments.snapshot:
+            if snapshot.name == (name or run.arguments.snapshot):
                 return snapshot
         return None
+
+    async def required(self, run: Run[SnapshotArguments]) -> Snapshot:
+        """The snapshot.
+
+        :raises NotFoundError: SNAPSHOT_NOT_FOUND.
+        """
+        found = await self.find(run)
+        if found is None:
+            raise NotFoundError(
+                SNAPSHOT_NOT_FOUND,
+                f"{run.arguments.guest} has no snapshot {run.arguments.snapshot}",
+                resource=run.arguments.snapshot_name,
+            )
+        return found
+
+    def tell(self, run: Run[SnapshotArguments], type_: EventType, snapshot: str = "") -> None:
+        """Emit an event about a snapshot."""
+        snapshot = snapshot or run.arguments.snapshot
+        name = f"{run.arguments.guest_name}/snapshots/{snapshot}"
+        self.core.events.emit(type_, name, uid=str(run.arguments.uid), attributes={"snapshot": snapshot})
+
+
+def planned(run: Run[SnapshotArguments], key: str = "plan") -> SnapshotPlan | None:
+    """What the step before has planned; None for an operation that an older virtd began."""
+    text = run.scratch.get(key)
+    return PLANS.decode(text) if text else None
+
+
+def own(core: Core, run: Run[SnapshotArguments], add: Iterable[str] = (), remove: Iterable[str] = ()) -> None:
+    """Write down which files belong to the guest: they go with it."""
+    view = core.inventory.by_uid(run.arguments.uid)
+    if view is not None:
+        gone, new = set(remove), [volume for volume in add if volume not in view.owned_volumes]
+        kept = [volume for volume in view.owned_volumes if volume not in gone]
+        core.inventory.own_volumes(run.arguments.uid, [*kept, *new])
 
 
 class CreateSnapshot(_SnapshotVerb):
@@ -64,7 +162,10 @@ class CreateSnapshot(_SnapshotVerb):
 
     def steps(self, arguments: SnapshotArguments) -> Sequence[Step[SnapshotArguments]]:
         """After the check, a snapshot of this name is this operation's own: to be found again, or undone."""
-        return [Step("check", self._check, weight=0.1), Step("snapshot", self._do, probe=self._probe, undo=self._undo)]
+        return [
+            Step("check", self._check, weight=0.1),
+            Step("snapshot", self._do, probe=self._probe, undo=self._undo),
+        ]
 
     async def _check(self, run: Run[SnapshotArguments]) -> None:
         if await self.find(run) is not None:
@@ -73,35 +174,60 @@ class CreateSnapshot(_SnapshotVerb):
                 f"{run.arguments.guest} has a snapshot {run.arguments.snapshot} already",
                 resource=run.arguments.snapshot_name,
             )
+        await self.refresh(run)
+        plan = await plan_creation(self.link(run), run.arguments, self.state(run))
+        run.scratch["plan"] = PLANS.encode(plan)
+        run.note(f"{plan.location}: {plan.reason}")
 
     async def _do(self, run: Run[SnapshotArguments]) -> None:
         arguments, link = run.arguments, self.link(run)
         await self.refresh(run)
-        memory = arguments.memory and self.state(run) in (GuestState.RUNNING, GuestState.PAUSED)
-        if memory:
-            require(link.capabilities, SNAPSHOT_MEMORY, resource=str(arguments.guest_name))
-        request = SnapshotRequest(arguments.snapshot, arguments.description, memory)
-        await link.call(self.facet(run).create_snapshot(arguments.uid, request, run), timeout_s=patience(run))
+        plan, request = planned(run), request_of(arguments, self.state(run))
+        own(self.core, run, add=plan.volumes if plan is not None else ())
+        work = self.facet(run).create_snapshot(arguments.uid, request, run, plan)
+        await link.call(work, timeout_s=patience(run))
         await self.refresh(run)
 
     async def _probe(self, run: Run[SnapshotArguments]) -> Probe:
         return Probe.DONE if await self.find(run) is not None else Probe.TODO
 
     async def _undo(self, run: Run[SnapshotArguments]) -> None:
+        plan = planned(run)
         if await self.find(run) is not None:
-            await self.link(run).call(self.facet(run).delete_snapshot(run.arguments.uid, run.arguments.snapshot, run))
+            work = self.facet(run).delete_snapshot(run.arguments.uid, run.arguments.snapshot, run)
+            await self.link(run).call(work, timeout_s=patience(run))
+        own(self.core, run, remove=plan.volumes if plan is not None else ())
         await self.refresh(run)
 
     async def finish(self, run: Run[SnapshotArguments]) -> Outcome:
         """The snapshot."""
-        snapshot = await self.find(run)
+        snapshot, plan = await self.find(run), planned(run)
         name = run.arguments.snapshot_name
-        self.core.events.emit(
-            EventType.SNAPSHOT_ADDED, name, uid=str(run.arguments.uid), attributes={"snapshot": run.arguments.snapshot}
-        )
+        self.tell(run, EventType.SNAPSHOT_ADDED)
         if snapshot is None:
             return Outcome(name)
-        return Outcome(name, replace(snapshot, name=name))
+        return Outcome(name, replace(snapshot, name=name, reason=plan.reason if plan is not None else ""))
+
+
+class DescribeSnapshot(_SnapshotVerb):
+    """Change the description."""
+
+    name = "snapshot-update"
+
+    def steps(self, arguments: SnapshotArguments) -> Sequence[Step[SnapshotArguments]]:
+        """One step, idempotent."""
+        return [Step("describe", self._do)]
+
+    async def _do(self, run: Run[SnapshotArguments]) -> None:
+        arguments = run.arguments
+        await self.required(run)
+        work = self.facet(run).describe_snapshot(arguments.uid, arguments.snapshot, arguments.description)
+        await self.link(run).call(work, timeout_s=patience(run))
+
+    async def finish(self, run: Run[SnapshotArguments]) -> Outcome:
+        """The snapshot."""
+        name = run.arguments.snapshot_name
+        return Outcome(name, replace(await self.required(run), name=name))
 
 
 class RevertSnapshot(_SnapshotVerb):
@@ -111,44 +237,58 @@ class RevertSnapshot(_SnapshotVerb):
 
     def steps(self, arguments: SnapshotArguments) -> Sequence[Step[SnapshotArguments]]:
         """Reverting twice is reverting once; half of it cannot be taken back, so it is not cancellable."""
-        return [Step("revert", self._do, cancellable=False)]
+        return [Step("check", self._check, weight=0.1), Step("revert", self._do, cancellable=False)]
+
+    async def _check(self, run: Run[SnapshotArguments]) -> None:
+        await self.required(run)
+        plan = await self.link(run).call(self.facet(run).plan_revert(run.arguments.uid, run.arguments.snapshot))
+        run.scratch["plan"] = PLANS.encode(plan)
 
     async def _do(self, run: Run[SnapshotArguments]) -> None:
-        link = self.link(run)
-        if await self.find(run) is None:
-            raise NotFoundError(
-                SNAPSHOT_NOT_FOUND,
-                f"{run.arguments.guest} has no snapshot {run.arguments.snapshot}",
-                resource=run.arguments.snapshot_name,
-            )
-        await link.call(
-            self.facet(run).revert_snapshot(run.arguments.uid, run.arguments.snapshot, run), timeout_s=patience(run)
-        )
+        link, plan = self.link(run), planned(run)
+        await self.required(run)
+        own(self.core, run, add=plan.volumes if plan is not None else ())
+        work = self.facet(run).revert_snapshot(run.arguments.uid, run.arguments.snapshot, run, plan)
+        await link.call(work, timeout_s=patience(run))
+        own(self.core, run, remove=plan.removed if plan is not None else ())
         await self.refresh(run)
 
 
 class DeleteSnapshot(_SnapshotVerb):
-    """Delete one; its children keep their data."""
+    """Delete one, and those that descend from it where asked to; the other children keep their data."""
 
     name = "snapshot-delete"
 
     def steps(self, arguments: SnapshotArguments) -> Sequence[Step[SnapshotArguments]]:
-        """One step, idempotent."""
-        return [Step("delete", self._do, cancellable=False)]
+        """Two for each: what one deletion does is only known when the one before it is done."""
+        steps: list[Step[SnapshotArguments]] = []
+        for name in (*arguments.descendants, arguments.snapshot):
+            suffix = f" {name}" if arguments.descendants else ""
 
-    async def _do(self, run: Run[SnapshotArguments]) -> None:
-        link = self.link(run)
-        await link.call(
-            self.facet(run).delete_snapshot(run.arguments.uid, run.arguments.snapshot, run), timeout_s=patience(run)
-        )
+            async def check(run: Run[SnapshotArguments], name: str = name) -> None:
+                await self._check(run, name)
+
+            async def delete(run: Run[SnapshotArguments], name: str = name) -> None:
+                await self._do(run, name)
+
+            steps += [Step(f"check{suffix}", check, weight=0.1), Step(f"delete{suffix}", delete, cancellable=False)]
+        return steps
+
+    async def _check(self, run: Run[SnapshotArguments], name: str) -> None:
+        plan = await self.link(run).call(self.facet(run).plan_delete(run.arguments.uid, name))
+        run.scratch[f"plan {name}"] = PLANS.encode(plan)
+        if plan.reason:
+            run.note(f"{name}: {plan.reason}")
+
+    async def _do(self, run: Run[SnapshotArguments], name: str) -> None:
+        link, plan = self.link(run), planned(run, f"plan {name}")
+        work = self.facet(run).delete_snapshot(run.arguments.uid, name, run, plan)
+        await link.call(work, timeout_s=patience(run))
+        own(self.core, run, remove=plan.removed if plan is not None else ())
+        run.scratch.pop(f"plan {name}", None)
         await self.refresh(run)
+        self.tell(run, EventType.SNAPSHOT_REMOVED, name)
 
     async def finish(self, run: Run[SnapshotArguments]) -> Outcome:
         """Nothing is left to show."""
-        self.core.events.emit(
-            EventType.SNAPSHOT_REMOVED,
-            run.arguments.snapshot_name,
-            uid=str(run.arguments.uid),
-            attributes={"snapshot": run.arguments.snapshot},
-        )
         return Outcome()

@@ -109,6 +109,10 @@ class Files:
         """Make or replace a file."""
         (self.memory if path.startswith(_IN_MEMORY) else self.disk)[path] = content
 
+    def paths(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*self.memory, *self.disk)
+
     def copy(self) -> Files:
         """An independent copy."""
         return Files(dict(self.memory), dict(self.disk))

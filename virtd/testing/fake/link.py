@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 from uuid import UUID
 
 from virtd.backend.api import HostConfig
 from virtd.errors import (
+    AGENT_DISABLED,
     AGENT_NOT_READY,
+    AGENT_STUCK,
     BACKEND_ERROR,
+    GUEST_FROZEN,
     GUEST_NOT_FOUND,
     HOST_UNREACHABLE,
     INVALID_STATE,
@@ -33,7 +36,9 @@ from virtd.model.host import Capability, CapabilityLevel
 from virtd.testing.fake.faults import NativeFailure
 from virtd.testing.fake.native import NativeHypervisor
 from virtd.testing.fake.state import FakeGuest
-from virtd.testing.fake.world import FakeWorld
+
+if TYPE_CHECKING:
+    from virtd.testing.fake.world import FakeWorld
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -48,6 +53,9 @@ _ERRORS: Final[dict[str, tuple[type[VirtdError], Reason]]] = {
     "volume-exists": (AlreadyExistsError, VOLUME_EXISTS),
     "no-space": (ResourceExhaustedError, STORAGE_FULL),
     "agent-away": (UnavailableError, AGENT_NOT_READY),
+    "agent-stuck": (UnavailableError, AGENT_STUCK),
+    "agent-disabled": (FailedPreconditionError, AGENT_DISABLED),
+    "frozen": (FailedPreconditionError, GUEST_FROZEN),
 }
 
 

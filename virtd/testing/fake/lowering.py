@@ -6,10 +6,11 @@ Both directions are pure.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
-from typing import Any, Final
-from uuid import UUID
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, fields
+from typing import Final
+
+from pydantic import TypeAdapter
 
 from virtd.backend import capabilities as caps
 from virtd.backend.api import (
@@ -17,28 +18,19 @@ from virtd.backend.api import (
     FieldVerdict,
     NativePlan,
     OptionSchema,
-    ResolvedDisk,
     ResolvedGuest,
-    ResolvedInterface,
 )
-from virtd.model.guest import (
-    Accelerator,
-    DirectKernelBoot,
-    DiskBus,
-    DiskDevice,
-    DiskFormat,
-    DiskSpec,
-    Firmware,
-    GraphicsSpec,
-    GuestSpec,
-    HostFileSource,
-    InterfaceKind,
-    InterfaceSpec,
-)
-from virtd.model.host import Capability, CapabilityLevel
+from virtd.backend.needs import missing_of, rejected_fields
+from virtd.model.guest import Accelerator, DiskBus, DiskSpec, GuestSpec, HostFileSource, InterfaceSpec
+from virtd.model.host import Capability
 
 NATIVE_FORMAT: Final = "fake-json"
 MACHINES: Final = ("fake-1", "fake-2")
+_ADAPTER: Final = TypeAdapter(ResolvedGuest)
+# Fields that the specification and a resolved guest have in common, and mean the same by.
+_SAME: Final = frozenset(field.name for field in fields(GuestSpec)) & frozenset(
+    field.name for field in fields(ResolvedGuest)
+) - {"vcpus", "memory_bytes", "accelerator", "firmware", "machine", "disks", "interfaces"}
 OPTIONS: Final = (
     OptionSchema("mood", "what the guest prints when it boots", ("calm", "loud"), "calm"),
     OptionSchema("presses", "how often the power button must be pressed; 0: it is always ignored"),
@@ -47,13 +39,13 @@ OPTIONS: Final = (
 
 def lower(guest: ResolvedGuest, capabilities: Iterable[Capability]) -> NativePlan:
     """Translate a guest for a host that has these capabilities."""
-    missing = {entry.id: entry.reason for entry in capabilities if entry.level is CapabilityLevel.UNSUPPORTED}
+    missing = missing_of(capabilities)
     document = asdict(guest)
     document["uuid"] = str(guest.uuid)
     return NativePlan(json.dumps(document, indent=2, sort_keys=True) + "\n", tuple(_verdicts(guest, missing)))
 
 
-def _verdicts(guest: ResolvedGuest, missing: dict[str, str]) -> Iterator[FieldVerdict]:
+def _verdicts(guest: ResolvedGuest, missing: Mapping[str, str]) -> Iterator[FieldVerdict]:
     yield from _missing_abilities(guest, missing)
     if guest.machine and guest.machine not in MACHINES:
         yield _rejected("machine", "a fake host has no such machine", *MACHINES)
@@ -71,11 +63,10 @@ def _verdicts(guest: ResolvedGuest, missing: dict[str, str]) -> Iterator[FieldVe
             yield _rejected(f"backend_options[{name}]", "not a number")
 
 
-def _missing_abilities(guest: ResolvedGuest, missing: dict[str, str]) -> Iterator[FieldVerdict]:
+def _missing_abilities(guest: ResolvedGuest, missing: Mapping[str, str]) -> Iterator[FieldVerdict]:
+    yield from rejected_fields(guest, missing)
     wanted = (
-        ("firmware", caps.UEFI, guest.firmware is Firmware.UEFI, (Firmware.BIOS,)),
         ("accelerator", caps.ACCELERATION, guest.accelerator is Accelerator.KVM, (Accelerator.TCG,)),
-        ("direct_kernel_boot", caps.DIRECT_KERNEL_BOOT, guest.direct_kernel_boot is not None, ()),
         ("disks", caps.DISK_BOOT, guest.direct_kernel_boot is None and bool(guest.disks), ()),
         ("graphics", caps.CONSOLE_GRAPHICAL, guest.graphics is not None and guest.graphics.vnc, ()),
     )
@@ -90,33 +81,7 @@ def _rejected(field: str, reason: str, *alternatives: str) -> FieldVerdict:
 
 def parse(native: str) -> ResolvedGuest:
     """Read a native configuration back (inverse of :func:`lower`)."""
-    data: dict[str, Any] = json.loads(native)
-    kernel, graphics = data["direct_kernel_boot"], data["graphics"]
-    return ResolvedGuest(
-        uuid=UUID(data["uuid"]),
-        name=data["name"],
-        vcpus=data["vcpus"],
-        memory_bytes=data["memory_bytes"],
-        accelerator=Accelerator(data["accelerator"]),
-        firmware=Firmware(data["firmware"]),
-        machine=data["machine"],
-        direct_kernel_boot=DirectKernelBoot(**kernel) if kernel else None,
-        disks=tuple(_disk(disk) for disk in data["disks"]),
-        interfaces=tuple(_interface(interface) for interface in data["interfaces"]),
-        serial_console=data["serial_console"],
-        guest_agent=data["guest_agent"],
-        graphics=GraphicsSpec(**graphics) if graphics else None,
-        backend_options=data["backend_options"],
-    )
-
-
-def _disk(data: dict[str, Any]) -> ResolvedDisk:
-    enums = {"format": DiskFormat(data["format"]), "bus": DiskBus(data["bus"]), "device": DiskDevice(data["device"])}
-    return ResolvedDisk(**{**data, **enums})
-
-
-def _interface(data: dict[str, Any]) -> ResolvedInterface:
-    return ResolvedInterface(**{**data, "kind": InterfaceKind(data["kind"])})
+    return _ADAPTER.validate_json(native)
 
 
 def to_spec(guest: ResolvedGuest) -> GuestSpec:
@@ -127,23 +92,24 @@ def to_spec(guest: ResolvedGuest) -> GuestSpec:
         accelerator=guest.accelerator,
         firmware=guest.firmware,
         machine=guest.machine or MACHINES[0],
-        direct_kernel_boot=guest.direct_kernel_boot,
         disks=tuple(
             DiskSpec(
                 name=disk.name,
-                host_file=HostFileSource(disk.path, disk.format),
+                host_file=HostFileSource(disk.path, disk.format) if disk.path else None,
                 bus=disk.bus,
                 device=disk.device,
                 read_only=disk.read_only,
                 boot_order=disk.boot_order,
+                cache=disk.cache,
+                io_tune=disk.io_tune,
+                discard=disk.discard,
+                serial=disk.serial,
             )
             for disk in guest.disks
         ),
         interfaces=tuple(
-            InterfaceSpec(item.name, item.kind, item.network, item.mac, item.model) for item in guest.interfaces
+            InterfaceSpec(**{field.name: getattr(item, field.name) for field in fields(InterfaceSpec)})
+            for item in guest.interfaces
         ),
-        serial_console=guest.serial_console,
-        guest_agent=guest.guest_agent,
-        graphics=guest.graphics,
-        backend_options=dict(guest.backend_options),
+        **{name: getattr(guest, name) for name in _SAME},
     )

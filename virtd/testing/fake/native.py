@@ -17,8 +17,9 @@ from virtd.backend.api import CallContext, NativeEvent, NativeEventType, Resolve
 from virtd.model.guest import Accelerator, GuestState
 from virtd.testing.fake import lowering
 from virtd.testing.fake.faults import NativeFailure
-from virtd.testing.fake.inside import READY, ConsoleStream, Files
-from virtd.testing.fake.state import FakeGuest, FakePool, FakeSnapshot, FakeVolume
+from virtd.testing.fake.inside import READY, ConsoleStream
+from virtd.testing.fake.native_disks import NativeDisks
+from virtd.testing.fake.state import FakeGuest, FakePool, FakeVolume
 
 if TYPE_CHECKING:
     from virtd.testing.fake.world import FakeWorld
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["NativeFailure", "NativeHypervisor"]
 
 
-class NativeHypervisor:
+class NativeHypervisor(NativeDisks):
     """The hypervisor of one world."""
 
     def __init__(self, world: FakeWorld) -> None:
@@ -117,7 +118,7 @@ class NativeHypervisor:
 
     def _boot(self, guest: FakeGuest) -> None:
         config = lowering.parse(guest.active)
-        guest.presses, guest.booted = 0, False
+        guest.presses, guest.booted, guest.frozen = 0, False, False
         guest.boots += 1
         if config.serial_console:
             guest.console.print("fake: booting", f"fake: {guest.name} is {config.backend_options.get('mood', 'calm')}")
@@ -142,13 +143,13 @@ class NativeHypervisor:
     def _power_off(self, guest: FakeGuest) -> None:
         if guest.booted and lowering.parse(guest.active).guest_agent and guest.agent == "ready":
             self._emit(NativeEventType.AGENT_DISCONNECTED, guest)
-        guest.booted, guest.active = False, ""
+        guest.booted, guest.frozen, guest.active = False, False, ""
         guest.files.memory = {}
         guest.console.power_off()
 
     def agent_answers(self, guest: FakeGuest) -> bool:
         """Whether the agent in the guest would answer now."""
-        return guest.state is GuestState.RUNNING and guest.booted and guest.agent == "ready"
+        return guest.state is GuestState.RUNNING and guest.booted and guest.agent in ("ready", "disabled")
 
     # ------------------------------------------------------------------------------ from outside
 
@@ -242,10 +243,49 @@ class NativeHypervisor:
             self.guests[uuid] = guest = FakeGuest(uuid, name, native, presses_needed=presses)
             self._emit(NativeEventType.GUEST_DEFINED, guest)
 
+    async def guest_plug(self, uuid: UUID, active: str, context: CallContext) -> None:
+        """Change what a guest runs with (``not-running``)."""
+        async with self._call("guest_plug", context):
+            guest = self._find("guest_plug", uuid)
+            if not guest.active_now:
+                raise NativeFailure("guest_plug", "not-running", "the guest does not run")
+            guest.active = active
+            self._emit(NativeEventType.GUEST_CHANGED, guest)
+
+    async def disk_grow(self, uuid: UUID, volume: FakeVolume, capacity_bytes: int) -> None:
+        """Make a guest's disk larger."""
+        async with self._call("disk_grow"):
+            volume.capacity_bytes = max(volume.capacity_bytes, capacity_bytes)
+            self._emit(NativeEventType.GUEST_CHANGED, self._find("disk_grow", uuid))
+
     async def guest_write_firmware(self, uuid: UUID, *, present: bool) -> None:
         """Make or remove the guest's firmware variables."""
         async with self._call("guest_write_firmware"):
-            self._find("guest_write_firmware", uuid).firmware_variables = present
+            guest = self._find("guest_write_firmware", uuid)
+            guest.firmware_variables = present
+            guest.variables = guest.variables if present else b""
+
+    async def guest_set_autostart(self, uuid: UUID, *, enabled: bool) -> None:
+        """Whether it starts with its host."""
+        async with self._call("guest_set_autostart"):
+            self._find("guest_set_autostart", uuid).autostart = enabled
+
+    async def guest_write_variables(self, uuid: UUID, data: bytes) -> None:
+        """What the firmware keeps (``active``)."""
+        async with self._call("guest_write_variables"):
+            guest = self._find("guest_write_variables", uuid)
+            if guest.active_now:
+                raise NativeFailure("guest_write_variables", "active", "the guest is active")
+            guest.firmware_variables, guest.variables = True, data
+
+    async def guest_restore(self, record: FakeGuest) -> None:
+        """Define a guest with its snapshots."""
+        async with self._call("guest_restore"):
+            known = self.guests.get(record.uuid)
+            if known is not None:
+                record.state, record.active = known.state, known.active
+            self.guests[record.uuid] = record
+            self._emit(NativeEventType.GUEST_DEFINED if known is None else NativeEventType.GUEST_CHANGED, record)
 
     async def guest_delete_config(self, uuid: UUID) -> None:
         """Undefine (``no-guest``, ``active``)."""
@@ -308,6 +348,7 @@ class NativeHypervisor:
     def _restart(self, guest: FakeGuest, reason: str) -> None:
         guest.files.memory = {}
         self._set_state(guest, GuestState.RUNNING, reason)
+        self._emit(NativeEventType.GUEST_REBOOTED, guest, reason=reason)
         self._boot(guest)
 
     def _running(self, call: str, uuid: UUID) -> FakeGuest:
@@ -345,127 +386,7 @@ class NativeHypervisor:
                 guest.saved = None
                 self._set_state(guest, GuestState.STOPPED, "DISCARDED")
 
-    # ----------------------------------------------------------------- native calls: snapshots
-
-    async def snapshot_list(self, uuid: UUID) -> list[FakeSnapshot]:
-        """The complete ones, in the order in which they were made."""
-        async with self._call("snapshot_list"):
-            return [item for item in self._find("snapshot_list", uuid).snapshots.values() if item.complete]
-
-    async def snapshot_begin(self, uuid: UUID, name: str, description: str, *, memory: bool) -> None:
-        """Reserve the name."""
-        async with self._call("snapshot_begin"):
-            guest = self._find("snapshot_begin", uuid)
-            guest.snapshots[name] = FakeSnapshot(
-                name, description, memory, guest.current_snapshot, guest.state, self._world.clock.now()
-            )
-
-    async def snapshot_copy_memory(self, uuid: UUID, name: str, context: CallContext) -> None:
-        """Copy the running guest's memory."""
-        async with self._call("snapshot_copy_memory", context):
-            guest = self._find("snapshot_copy_memory", uuid)
-            guest.snapshots[name].files.memory = dict(guest.files.memory)
-
-    async def snapshot_copy_disk(self, uuid: UUID, name: str, context: CallContext) -> None:
-        """Copy the disks."""
-        async with self._call("snapshot_copy_disk", context):
-            guest = self._find("snapshot_copy_disk", uuid)
-            guest.snapshots[name].files.disk = dict(guest.files.disk)
-
-    async def snapshot_commit(self, uuid: UUID, name: str) -> FakeSnapshot:
-        """Make it visible and current."""
-        async with self._call("snapshot_commit"):
-            guest = self._find("snapshot_commit", uuid)
-            guest.snapshots[name].complete = True
-            guest.current_snapshot = name
-            return guest.snapshots[name]
-
-    async def snapshot_delete(self, uuid: UUID, name: str) -> None:
-        """Delete one, complete or not; its children go to its parent."""
-        async with self._call("snapshot_delete"):
-            guest = self._find("snapshot_delete", uuid)
-            gone = guest.snapshots.pop(name, None)
-            if gone is None:
-                return
-            for other in guest.snapshots.values():
-                if other.parent == name:
-                    other.parent = gone.parent
-            if guest.current_snapshot == name:
-                guest.current_snapshot = gone.parent
-
-    async def snapshot_restore(self, uuid: UUID, name: str, context: CallContext) -> None:
-        """Make the guest what it was (``no-snapshot``)."""
-        async with self._call("snapshot_restore", context):
-            guest = self._find("snapshot_restore", uuid)
-            snapshot = guest.snapshots.get(name)
-            if snapshot is None or not snapshot.complete:
-                raise NativeFailure("snapshot_restore", "no-snapshot", f"the guest has no snapshot {name}")
-            if guest.active_now:
-                self._power_off(guest)
-            files = snapshot.files.copy()
-            guest.current_snapshot, guest.saved = name, None
-            guest.state = GuestState.STOPPED
-            guest.files = Files({}, files.disk)
-            if snapshot.state is GuestState.STOPPED:
-                self._set_state(guest, GuestState.STOPPED, "REVERTED")
-                return
-            guest.active = guest.native
-            self._set_state(guest, snapshot.state, "REVERTED")
-            if snapshot.memory:
-                guest.files.memory = files.memory
-                self._booted(guest, lowering.parse(guest.active))
-            else:
-                self._boot(guest)
-
-    # ------------------------------------------------------------------- native calls: storage
-
-    async def pool_list(self) -> list[FakePool]:
-        """All pools."""
-        async with self._call("pool_list"):
-            return list(self.pools.values())
-
-    async def pool_create(self, name: str, path: str) -> FakePool:
-        """Make a pool, or find it."""
-        async with self._call("pool_create"):
-            return self.pools.setdefault(name, FakePool(name, path))
-
-    async def volume_allocate(self, pool: str, volume: FakeVolume) -> None:
-        """Reserve space (``volume-exists``, ``no-space``)."""
-        async with self._call("volume_allocate"):
-            volumes = self.pools[pool].volumes
-            if volume.name in volumes:
-                raise NativeFailure("volume_allocate", "volume-exists", f"volume {volume.name} exists")
-            used = sum(other.capacity_bytes for other in volumes.values())
-            if used + volume.capacity_bytes > self.pool_capacity_bytes:
-                raise NativeFailure("volume_allocate", "no-space", f"pool {pool} has no space for {volume.name}")
-            self._world.write_volume(volume)
-            volumes[volume.name] = volume
-
-    async def volume_fill(self, pool: str, name: str, size_bytes: int, context: CallContext) -> None:
-        """Write the next piece."""
-        async with self._call("volume_fill", context):
-            self.pools[pool].volumes[name].allocation_bytes += size_bytes
-
-    async def volume_commit(self, pool: str, name: str) -> FakeVolume:
-        """Make it visible."""
-        async with self._call("volume_commit"):
-            volume = self.pools[pool].volumes[name]
-            volume.complete = True
-            return volume
-
-    async def volume_delete(self, pool: str, name: str) -> None:
-        """Delete one, complete or not."""
-        async with self._call("volume_delete"):
-            volume = self.pools[pool].volumes.pop(name, None) if pool in self.pools else None
-            if volume is not None:
-                self._world.delete_volume(volume)
-
     # --------------------------------------------------------------------- native calls: rest
-
-    async def network_list(self) -> list[str]:
-        """The names of the networks."""
-        async with self._call("network_list"):
-            return ["default", "isolated"]
 
     async def console_open(self, uuid: UUID) -> ConsoleStream:
         """The serial port."""
@@ -478,11 +399,12 @@ class NativeHypervisor:
             return self._find("display_read", uuid)
 
     async def agent_call(self, uuid: UUID, context: CallContext | None = None) -> FakeGuest:
-        """Reach the agent (``agent-away``)."""
+        """Reach the agent (``agent-away``, ``agent-stuck``)."""
         async with self._call("agent_call", context):
             guest = self._find("agent_call", uuid)
             if not self.agent_answers(guest):
-                raise NativeFailure("agent_call", "agent-away", f"the agent is {guest.agent} or has not started")
+                code = "agent-stuck" if guest.agent == "stuck" and guest.booted else "agent-away"
+                raise NativeFailure("agent_call", code, f"the agent is {guest.agent} or has not started")
             return guest
 
     async def stats(self) -> list[FakeGuest]:

@@ -1,4 +1,4 @@
-"""Looking at a fake host: networks, metrics, events."""
+"""Looking at a fake host: metrics, events."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Sequence
 
 from virtd.backend.api import NativeEvent
 from virtd.model.metrics import BlockMetrics, GuestMetrics, InterfaceMetrics
-from virtd.model.network import Network
 from virtd.testing.fake import lowering
 from virtd.testing.fake.link import Facet, Link, spi
 from virtd.testing.fake.native import NativeHypervisor
@@ -14,22 +13,7 @@ from virtd.testing.fake.state import FakeGuest
 
 
 class Observation(Facet):
-    """See the SPI's facets for networks and metrics."""
-
-    @spi
-    async def list_networks(self) -> Sequence[Network]:
-        """See the SPI."""
-        return [
-            Network(name, active=True, mode=mode, bridge=f"fakebr{index}", cidrs=(cidr,), autostart=True)
-            for index, (name, mode, cidr) in enumerate(
-                zip(
-                    await self._native.network_list(),
-                    ("nat", "isolated"),
-                    ("192.0.2.0/24", "198.51.100.0/24"),
-                    strict=True,
-                )
-            )
-        ]
+    """See the SPI's facet for metrics."""
 
     @spi
     async def sample_guests(self) -> Sequence[GuestMetrics]:

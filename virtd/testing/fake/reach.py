@@ -1,31 +1,22 @@
-"""Ways into a fake guest: serial console, display, agent, addresses."""
+"""Ways into a fake guest: serial console, display, addresses."""
 
 from __future__ import annotations
 
-import asyncio
 import struct
 import zlib
 from collections.abc import Sequence
 from uuid import UUID
 
 from virtd.backend import capabilities as caps
-from virtd.backend.api import CallContext
-from virtd.errors import (
-    AGENT_NOT_CONFIGURED,
-    DEADLINE_EXCEEDED,
-    DeadlineExceededError,
-    FailedPreconditionError,
-    unsupported,
-)
-from virtd.model.console import AgentCommand, AgentResult, Screenshot
+from virtd.errors import unsupported
+from virtd.model.console import Screenshot
 from virtd.model.guest import GuestAddress, GuestState
 from virtd.testing.fake import inside, lowering
 from virtd.testing.fake.link import Facet, spi
-from virtd.testing.fake.state import FakeGuest
 
 
 class Reach(Facet):
-    """See the SPI's facets for the serial console, the screenshot, the agent and the addresses."""
+    """See the SPI's facets for the serial console, the screenshot and the addresses."""
 
     @spi
     async def open_console(self, uuid: UUID) -> inside.ConsoleStream:
@@ -43,49 +34,6 @@ class Reach(Facet):
             raise unsupported(caps.SCREENSHOT, "the guest has no display")
         guest = await self._native.display_read(uuid)
         return Screenshot(_png(64, 48, guest.uuid.bytes[:3]), "image/png")
-
-    async def _agent_guest(self, uuid: UUID) -> FakeGuest:
-        guest = await self._in_states(uuid, "reach the agent of", GuestState.RUNNING)
-        if not lowering.parse(guest.active).guest_agent:
-            raise FailedPreconditionError(AGENT_NOT_CONFIGURED, f"guest {guest.name} has no agent channel")
-        return guest
-
-    @spi
-    async def ping_agent(self, uuid: UUID) -> None:
-        """See the SPI."""
-        await self._agent_guest(uuid)
-        await self._native.agent_call(uuid)
-
-    @spi
-    async def run_command(self, uuid: UUID, command: AgentCommand, context: CallContext) -> AgentResult:
-        """See the SPI."""
-        await self._agent_guest(uuid)
-        guest = await self._native.agent_call(uuid, context)
-        wanted_s = inside.sleep_seconds(command)
-        await self._sleep(min(wanted_s, command.timeout_s), context)
-        if wanted_s > command.timeout_s:
-            raise DeadlineExceededError(
-                DEADLINE_EXCEEDED, f"{command.path} still runs in the guest after {command.timeout_s:g} s"
-            )
-        result = inside.run(command, guest.files)
-        self._world.save()
-        return result
-
-    async def _sleep(self, seconds: float, context: CallContext) -> None:
-        context.checkpoint()
-        if not seconds:
-            return
-        waits: set[asyncio.Future[None]] = {
-            asyncio.ensure_future(self._world.clock.sleep(seconds)),
-            asyncio.ensure_future(context.wait_cancelled()),
-        }
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
-        context.checkpoint()
 
     @spi
     async def guest_addresses(self, uuid: UUID) -> Sequence[GuestAddress]:

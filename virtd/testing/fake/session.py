@@ -25,16 +25,24 @@ from virtd.errors import (
     FieldViolation,
     InvalidArgumentError,
 )
+from virtd.model.devices import LinkState
 from virtd.model.guest import DiskStatus, Firmware, GuestState, InterfaceStatus
 from virtd.model.host import AcceleratorStatus, Capability, CapabilityLevel, CapabilityProvenance, HostFacts
 from virtd.testing.fake import lowering
+from virtd.testing.fake.agent import AgentReach
+from virtd.testing.fake.backup import Backups
+from virtd.testing.fake.definitions import Definitions
+from virtd.testing.fake.disks import load_disks
 from virtd.testing.fake.faults import NativeFailure
 from virtd.testing.fake.link import Facet, Link, spi
+from virtd.testing.fake.networks import Networks
 from virtd.testing.fake.observe import EventSource, Observation
 from virtd.testing.fake.reach import Reach
 from virtd.testing.fake.snapshots import Snapshots
 from virtd.testing.fake.state import FakeGuest
 from virtd.testing.fake.storage import Storage
+from virtd.testing.fake.update import Update, pending_of
+from virtd.testing.fake.volumes import Pools, Volumes
 
 VERSION = "1"
 
@@ -116,13 +124,22 @@ class FakeSession(Facet):
             suspend=None if caps.SUSPEND in missing else power,
             snapshots=None if caps.SNAPSHOT in missing else Snapshots(link),
             storage=None if caps.POOLS in missing else Storage(link),
-            networks=None if caps.NETWORKS in missing else observation,
+            pools=None if caps.POOL_MANAGE in missing else Pools(link),
+            volume_changes=None if {caps.VOLUME_RESIZE, caps.VOLUME_CLONE} <= missing else Volumes(link),
+            volume_transfer=None if caps.VOLUME_TRANSFER in missing else Volumes(link),
+            networks=None if caps.NETWORKS in missing else Networks(link),
+            network_changes=None if caps.NETWORK_CHANGES in missing else Networks(link),
+            backup=None if caps.BACKUP in missing else Backups(link),
             serial_console=None if caps.CONSOLE_SERIAL in missing else reach,
             screenshot=None if caps.SCREENSHOT in missing else reach,
-            agent=None if caps.AGENT_EXEC in missing else reach,
+            agent=None if caps.AGENT_EXEC in missing else AgentReach(link),
+            display=None if caps.CONSOLE_GRAPHICAL in missing else AgentReach(link),
             addresses=None if caps.ADDRESSES in missing else reach,
             metrics=None if caps.METRICS in missing else observation,
             event_source=None if caps.EVENTS in missing else self._events,
+            definitions=None if caps.TRASH in missing else Definitions(link),
+            autostart=None if caps.AUTOSTART in missing else Definitions(link),
+            update=None if caps.UPDATE in missing else Update(link),
         )
 
     @property
@@ -198,9 +215,12 @@ class FakeSession(Facet):
         context.checkpoint()
         try:
             await self._native.guest_write_config(guest.uuid, guest.name, plan.native)
+            if not before:
+                load_disks(self._native, guest)
             context.checkpoint()
             await self._native.guest_write_firmware(guest.uuid, present=guest.firmware is Firmware.UEFI)
             context.checkpoint()
+            await self._native.guest_set_autostart(guest.uuid, enabled=guest.autostart)
             return self._describe(await self._native.guest_lookup(guest.uuid))
         except BaseException:
             # Also on cancellation: a definition that did not succeed leaves nothing.
@@ -274,12 +294,23 @@ class FakeSession(Facet):
                 for index, disk in enumerate(running.disks)
             ),
             interfaces=tuple(
-                InterfaceStatus(item.name, item.mac, item.kind, item.network, item.model, f"fake{index}")
+                InterfaceStatus(
+                    item.name,
+                    item.mac,
+                    item.kind,
+                    item.network,
+                    item.model,
+                    f"fake{index}",
+                    item.link_state or LinkState.UP,
+                )
                 for index, item in enumerate(running.interfaces)
             ),
             accelerator=running.accelerator,
             graphics_address=f"127.0.0.1:{5900 + guest.uuid.int % 1000}" if graphics else "",
             has_saved_state=guest.saved is not None,
+            pending_restart_fields=pending_of(guest),
+            vcpus=running.vcpus if guest.active_now else None,
+            memory_bytes=running.memory_bytes if guest.active_now else None,
         )
 
     def _capacity_of(self, path: str) -> int | None:

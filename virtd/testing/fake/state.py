@@ -24,6 +24,7 @@ class FakeSnapshot:
     time: datetime
     files: Files = field(default_factory=Files)
     complete: bool = False
+    location: str = "internal"
 
 
 @dataclass
@@ -43,7 +44,12 @@ class FakeGuest:
     presses_needed: int = 1
     presses: int = 0
     firmware_variables: bool = False
-    agent: str = "ready"  # or "absent", "stuck": what a test wants of it
+    variables: bytes = b""  # what the firmware has written
+    autostart: bool = False
+    agent: str = "ready"  # or "absent", "stuck", "disabled": what a test wants of it
+    frozen: bool = False  # its file systems, by its agent
+    checkpoints: dict[str, bytes] = field(default_factory=dict)  # its first disk at that moment
+    backing_up: bool = False
     boots: int = 0
     # Not kept in the file: what only a running process has.
     console: Console = field(default_factory=Console)
@@ -67,6 +73,7 @@ class FakeVolume:
     allocation_bytes: int = 0
     backing_path: str = ""
     complete: bool = False
+    content: str = ""  # base64: what a disk that was restored begins with
 
 
 @dataclass
@@ -76,6 +83,10 @@ class FakePool:
     name: str
     path: str
     volumes: dict[str, FakeVolume] = field(default_factory=dict)
+    kind: str = "fake"
+    source: str = ""
+    active: bool = True
+    autostart: bool = False
 
 
 def _pack(files: dict[str, bytes] | None) -> dict[str, str] | None:
@@ -102,7 +113,12 @@ def guest_to_json(guest: FakeGuest) -> dict[str, Any]:
         "presses_needed": guest.presses_needed,
         "presses": guest.presses,
         "firmware_variables": guest.firmware_variables,
+        "variables": guest.variables.hex(),
+        "autostart": guest.autostart,
         "agent": guest.agent,
+        "frozen": guest.frozen,
+        "checkpoints": _pack(guest.checkpoints),
+        "backing_up": guest.backing_up,
         "boots": guest.boots,
         "snapshots": [
             {
@@ -114,6 +130,7 @@ def guest_to_json(guest: FakeGuest) -> dict[str, Any]:
                 "time": snapshot.time.isoformat(),
                 "files": [_pack(snapshot.files.memory), _pack(snapshot.files.disk)],
                 "complete": snapshot.complete,
+                "location": snapshot.location,
             }
             for snapshot in guest.snapshots.values()
         ],
@@ -128,6 +145,7 @@ def guest_from_json(data: dict[str, Any]) -> FakeGuest:
             state=GuestState(item["state"]),
             time=datetime.fromisoformat(item["time"]),
             files=Files(*(_unpack(part) or {} for part in item["files"])),
+            location=item.get("location", "internal"),
         )
         for item in data["snapshots"]
     }
@@ -139,4 +157,9 @@ def guest_from_json(data: dict[str, Any]) -> FakeGuest:
         saved=_unpack(data["saved"]),
         snapshots=snapshots,
         **{key: data[key] for key in (*plain, "firmware_variables", "agent", "boots")},
+        frozen=data.get("frozen", False),
+        variables=bytes.fromhex(data.get("variables", "")),
+        autostart=data.get("autostart", False),
+        checkpoints=_unpack(data.get("checkpoints")) or {},
+        backing_up=data.get("backing_up", False),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -11,15 +12,18 @@ from virtd.backend import capabilities as caps
 from virtd.backend.api import DEFAULT_POOL, CallContext, VolumeRequest
 from virtd.errors import (
     IMAGE_INVALID,
+    POOL_INACTIVE,
     POOL_NOT_FOUND,
     VOLUME_EXISTS,
     AlreadyExistsError,
+    FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
     invalid_field,
 )
 from virtd.model.storage import Pool, PoolState, Volume
 from virtd.testing.fake import lowering
+from virtd.testing.fake.disks import image_head
 from virtd.testing.fake.faults import NativeFailure
 from virtd.testing.fake.link import Facet, spi
 from virtd.testing.fake.state import FakePool, FakeVolume
@@ -51,7 +55,7 @@ class Storage(Facet):
     @spi
     async def volume_path(self, pool: str, name: str) -> str:
         """See the SPI."""
-        return str(Path((await self._find(pool)).path, name))
+        return str(Path((await self._find_any(pool)).path, name))
 
     @spi
     async def create_volume(self, request: VolumeRequest, context: CallContext) -> Volume:
@@ -63,6 +67,7 @@ class Storage(Facet):
         capacity = self._capacity(request)
         volume = FakeVolume(request.name, str(Path(pool.path, request.name)), request.format, capacity)
         volume.backing_path = request.source_path
+        volume.content = image_head(request.source_path)
         context.checkpoint()
         try:
             await self._native.volume_allocate(pool.name, volume)
@@ -99,6 +104,14 @@ class Storage(Facet):
         await self._native.volume_delete(pool, name)
 
     async def _find(self, name: str) -> FakePool:
+        pool = await self._find_any(name)
+        if not pool.active:
+            if name != DEFAULT_POOL:
+                raise FailedPreconditionError(POOL_INACTIVE, f"pool {name} is not started")
+            pool.active = True
+        return pool
+
+    async def _find_any(self, name: str) -> FakePool:
         for pool in await self._native.pool_list():
             if pool.name == name:
                 return pool
@@ -129,7 +142,16 @@ class Storage(Facet):
     def _pool(self, pool: FakePool) -> Pool:
         total = self._native.pool_capacity_bytes
         used = sum(volume.allocation_bytes for volume in pool.volumes.values())
-        return Pool(pool.name, "fake", pool.path, PoolState.ACTIVE, total, used, total - used)
+        known = Pool(pool.name, pool.kind, pool.path, source=pool.source, autostart=pool.autostart)
+        if not pool.active:
+            return replace(known, state=PoolState.INACTIVE)
+        return replace(
+            known,
+            state=PoolState.ACTIVE,
+            capacity_bytes=total,
+            allocation_bytes=used,
+            available_bytes=total - used,
+        )
 
     def _volume(self, volume: FakeVolume) -> Volume:
         users = [

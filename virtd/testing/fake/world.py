@@ -13,6 +13,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from virtd.testing.clock import Clock, SystemClock
 from virtd.testing.fake.faults import Faults
 from virtd.testing.fake.native import NativeHypervisor
+from virtd.testing.fake.networks import NativeNetworks
 from virtd.testing.fake.options import FakeOptions, parse_uri
 from virtd.testing.fake.state import FakePool, FakeVolume, guest_from_json, guest_to_json
 
@@ -32,6 +33,7 @@ class FakeWorld:
         self.directory = directory
         self.faults = Faults(clock)
         self.native = NativeHypervisor(self)
+        self.networks = NativeNetworks(self.native)
         self._drawn = 0
         if not self._load():
             for index in range(options.guests):
@@ -76,10 +78,15 @@ class FakeWorld:
                 {
                     "name": pool.name,
                     "path": pool.path,
+                    "kind": pool.kind,
+                    "source": pool.source,
+                    "active": pool.active,
+                    "autostart": pool.autostart,
                     "volumes": [vars(volume) for volume in pool.volumes.values()],
                 }
                 for pool in self.native.pools.values()
             ],
+            "networks": self.networks.to_json(),
         }
 
     def save(self) -> None:
@@ -104,7 +111,8 @@ class FakeWorld:
             self.native.guests[guest.uuid] = guest
         for item in data["pools"]:
             volumes = {volume["name"]: FakeVolume(**volume) for volume in item["volumes"]}
-            self.native.pools[item["name"]] = FakePool(item["name"], item["path"], volumes)
+            self.native.pools[item["name"]] = FakePool(**{**item, "volumes": volumes})
+        self.networks.load(data["networks"])
         return True
 
     def write_volume(self, volume: FakeVolume) -> None:

@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING, Self
 from virtd_client._target import parse_target
 
 if TYPE_CHECKING:
+    from virtd_client._async.agent import AsyncAgent
+    from virtd_client._async.backups import AsyncBackups
     from virtd_client._async.console import AsyncConsole
+    from virtd_client._async.devices import AsyncDevices
     from virtd_client._async.events import AsyncEvents
     from virtd_client._async.guests import AsyncGuests
-    from virtd_client._async.resources import (
-        AsyncAudit,
-        AsyncHosts,
-        AsyncImages,
-        AsyncMetrics,
-        AsyncNetworks,
-        AsyncPools,
-        AsyncServer,
-        AsyncSnapshots,
-        AsyncVolumes,
-    )
-    from virtd_client._async.runtime import AsyncAgent, AsyncOperations
+    from virtd_client._async.images import AsyncImages
+    from virtd_client._async.lifecycle import AsyncTrash
+    from virtd_client._async.networks import AsyncNetworks
+    from virtd_client._async.observe import AsyncAudit, AsyncMetrics
+    from virtd_client._async.resources import AsyncHosts, AsyncServer
+    from virtd_client._async.runtime import AsyncOperations
+    from virtd_client._async.schedules import AsyncSchedules
+    from virtd_client._async.snapshots import AsyncSnapshots
+    from virtd_client._async.storage import AsyncPools, AsyncVolumes
+    from virtd_client._async.transfers import AsyncUploads
     from virtd_client._async.transport import AsyncTransport
 
 
@@ -106,37 +107,72 @@ class AsyncClient:
         return AsyncGuests(self._transport)
 
     @cached_property
+    def devices(self) -> AsyncDevices:
+        """Disks, interfaces and media of guests."""
+        from virtd_client._async.devices import AsyncDevices
+
+        return AsyncDevices(self._transport)
+
+    @cached_property
+    def trash(self) -> AsyncTrash:
+        """Deleted guests that can be brought back."""
+        from virtd_client._async.lifecycle import AsyncTrash
+
+        return AsyncTrash(self._transport)
+
+    @cached_property
+    def backups(self) -> AsyncBackups:
+        """Backups of guests."""
+        from virtd_client._async.backups import AsyncBackups
+
+        return AsyncBackups(self._transport)
+
+    @cached_property
+    def schedules(self) -> AsyncSchedules:
+        """Schedules: snapshots that are taken again and again."""
+        from virtd_client._async.schedules import AsyncSchedules
+
+        return AsyncSchedules(self._transport)
+
+    @cached_property
     def snapshots(self) -> AsyncSnapshots:
         """Snapshots of guests."""
-        from virtd_client._async.resources import AsyncSnapshots
+        from virtd_client._async.snapshots import AsyncSnapshots
 
         return AsyncSnapshots(self._transport)
 
     @cached_property
     def pools(self) -> AsyncPools:
         """Storage pools of hosts."""
-        from virtd_client._async.resources import AsyncPools
+        from virtd_client._async.storage import AsyncPools
 
         return AsyncPools(self._transport)
 
     @cached_property
     def volumes(self) -> AsyncVolumes:
         """Volumes of pools."""
-        from virtd_client._async.resources import AsyncVolumes
+        from virtd_client._async.storage import AsyncVolumes
 
         return AsyncVolumes(self._transport)
 
     @cached_property
+    def uploads(self) -> AsyncUploads:
+        """Files that are on their way to the daemon."""
+        from virtd_client._async.transfers import AsyncUploads
+
+        return AsyncUploads(self._transport)
+
+    @cached_property
     def networks(self) -> AsyncNetworks:
         """Networks of hosts."""
-        from virtd_client._async.resources import AsyncNetworks
+        from virtd_client._async.networks import AsyncNetworks
 
         return AsyncNetworks(self._transport)
 
     @cached_property
     def images(self) -> AsyncImages:
         """The catalogue of disk images."""
-        from virtd_client._async.resources import AsyncImages
+        from virtd_client._async.images import AsyncImages
 
         return AsyncImages(self._transport)
 
@@ -150,7 +186,7 @@ class AsyncClient:
     @cached_property
     def agent(self) -> AsyncAgent:
         """The guest's agent."""
-        from virtd_client._async.runtime import AsyncAgent
+        from virtd_client._async.agent import AsyncAgent
 
         return AsyncAgent(self._transport)
 
@@ -164,14 +200,14 @@ class AsyncClient:
     @cached_property
     def metrics(self) -> AsyncMetrics:
         """Usage of guests."""
-        from virtd_client._async.resources import AsyncMetrics
+        from virtd_client._async.observe import AsyncMetrics
 
         return AsyncMetrics(self._transport)
 
     @cached_property
     def audit(self) -> AsyncAudit:
         """Who asked for what."""
-        from virtd_client._async.resources import AsyncAudit
+        from virtd_client._async.observe import AsyncAudit
 
         return AsyncAudit(self._transport)
 

@@ -1,7 +1,8 @@
-"""Serial consoles and screenshots."""
+"""Serial consoles, graphical consoles and screenshots."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import cached_property
 from types import TracebackType
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from virtd.v1.console_pb2 import (
         AttachConsoleRequest,
         AttachConsoleResponse,
+        AttachGraphicsRequest,
+        AttachGraphicsResponse,
+        CreateConsoleTicketResponse,
+        FollowConsoleLogResponse,
         ReadConsoleLogResponse,
         TakeScreenshotResponse,
     )
@@ -31,13 +36,16 @@ class AsyncConsole(AsyncService):
 
         return ConsoleServiceStub(self._transport.channel)
 
-    def attach(self, name: str, *, read_only: bool = False, offset: int | None = None) -> AsyncConsoleSession:
+    def attach(
+        self, name: str, *, read_only: bool = False, offset: int | None = None, take: bool = False
+    ) -> AsyncConsoleSession:
         """A session at the serial console; it attaches when it is entered or first used.
 
         :param offset: begin here in what the guest printed, as far as the daemon still has it;
             None: now.
+        :param take: take the right to write for this session alone.
         """
-        return AsyncConsoleSession(self, name, read_only=read_only, offset=offset)
+        return AsyncConsoleSession(self, name, read_only=read_only, offset=offset, take=take)
 
     async def read_log(self, name: str, *, offset: int | None = None, max_bytes: int = 0) -> ReadConsoleLogResponse:
         """The tail of what the guest printed.
@@ -56,6 +64,49 @@ class AsyncConsole(AsyncService):
 
         return await self._transport.unary(self._stub.TakeScreenshot, pb.TakeScreenshotRequest(name=name))
 
+    async def follow_log(self, name: str, *, offset: int | None = None) -> AsyncIterator[ConsoleItem]:
+        """What the guest printed since an offset, and prints from now on, without the right to write."""
+        from virtd.v1 import console_pb2 as pb
+
+        stream: io.Stream[pb.FollowConsoleLogRequest, FollowConsoleLogResponse]
+        stream = self._transport.stream(
+            self._stub.FollowConsoleLog, pb.FollowConsoleLogRequest(name=name, offset=offset)
+        )
+        try:
+            while True:
+                try:
+                    response = await stream.read()
+                except io.RpcError as error:
+                    raise self._transport.error(error) from None
+                if response is None:
+                    return
+                kind = response.WhichOneof("response")
+                if kind == "output":
+                    yield ConsoleData(response.output.offset, response.output.data)
+                elif kind == "notice":
+                    yield ConsoleNotice(response.notice.kind, response.notice.caller)
+        finally:
+            stream.cancel()
+
+    async def ticket(self, name: str, *, ttl_s: float = 0) -> CreateConsoleTicketResponse:
+        """A ticket for one connection to the guest's display.
+
+        :param ttl_s: how long it can be used; 0: 60.
+        """
+        from virtd.v1 import console_pb2 as pb
+
+        request = pb.CreateConsoleTicketRequest(name=name, kind=pb.CONSOLE_KIND_GRAPHICAL, ttl_s=ttl_s)
+        return await self._transport.unary(self._stub.CreateConsoleTicket, request, retry=False)
+
+    async def graphics(self, ticket: str) -> AsyncGraphicsSession:
+        """A connection to a display, which a ticket opens.
+
+        :raises PermissionDenied: CONSOLE_TICKET_INVALID.
+        """
+        session = AsyncGraphicsSession(self, self._transport.bidi(self._stub.AttachGraphics))
+        await session.present(ticket)
+        return session
+
     def _open(self) -> io.Bidi[AttachConsoleRequest, AttachConsoleResponse]:
         return self._transport.bidi(self._stub.AttachConsole)
 
@@ -68,14 +119,19 @@ class AsyncConsoleSession:
     missed that the daemon still has.
     """
 
-    def __init__(self, console: AsyncConsole, name: str, *, read_only: bool, offset: int | None) -> None:
+    def __init__(
+        self, console: AsyncConsole, name: str, *, read_only: bool, offset: int | None, take: bool = False
+    ) -> None:
         self.name = name
+        self.writer = ""
+        """Who had taken the right to write when this session attached; empty: it was shared."""
         self.offset = offset or 0
         """Offset after the last byte that was handed out; to attach again from."""
         self.truncated = False
         """Whether bytes between the offset that was asked for and the first one are no longer held."""
         self._console = console
         self._read_only = read_only
+        self._take = take
         self._start_offset = offset
         self._call: io.Bidi[AttachConsoleRequest, AttachConsoleResponse] | None = None
         self._closed = False
@@ -104,6 +160,25 @@ class AsyncConsoleSession:
                 raise self._console._transport.error(error) from None  # noqa: SLF001 - its own service
             if not taken:
                 raise Unavailable(f"the daemon has ended the console session of {self.name}", reason=DAEMON_UNREACHABLE)
+
+    async def take(self) -> None:
+        """Take the right to write for this session alone, whoever had it; the notice ``TAKEN`` confirms it."""
+        from virtd.v1 import console_pb2 as pb
+
+        await self._say(pb.AttachConsoleRequest(take=pb.ConsoleTake()))
+
+    async def release(self) -> None:
+        """Give the right to write back to all."""
+        from virtd.v1 import console_pb2 as pb
+
+        await self._say(pb.AttachConsoleRequest(release=pb.ConsoleRelease()))
+
+    async def _say(self, request: AttachConsoleRequest) -> None:
+        call = await self._opened()
+        try:
+            await call.write(request)
+        except io.RpcError as error:
+            raise self._console._transport.error(error) from None  # noqa: SLF001 - its own service
 
     async def close(self) -> None:
         """Detach; harmless when it has.  A reader comes to its end."""
@@ -135,7 +210,7 @@ class AsyncConsoleSession:
                 self.offset = output.offset + len(output.data)
                 return ConsoleData(output.offset, output.data)
             if kind == "notice":
-                return ConsoleNotice(response.notice.kind)
+                return ConsoleNotice(response.notice.kind, response.notice.caller)
 
     async def _opened(self) -> io.Bidi[AttachConsoleRequest, AttachConsoleResponse]:
         from virtd.v1 import console_pb2 as pb
@@ -145,13 +220,14 @@ class AsyncConsoleSession:
         if self._call is not None:
             return self._call
         self._call = self._console._open()  # noqa: SLF001 - its own service
-        start = pb.ConsoleStart(name=self.name, read_only=self._read_only, offset=self._start_offset)
+        start = pb.ConsoleStart(name=self.name, read_only=self._read_only, offset=self._start_offset, take=self._take)
         with suppress(io.RpcError):  # the read below says why
             await self._call.write(pb.AttachConsoleRequest(start=start))
         attached = await self._read(self._call)
         if attached is not None:
             self.offset = attached.attached.offset
             self.truncated = attached.attached.truncated
+            self.writer = attached.attached.writer
         return self._call
 
     async def _read(self, call: io.Bidi[AttachConsoleRequest, AttachConsoleResponse]) -> AttachConsoleResponse | None:
@@ -166,3 +242,49 @@ class AsyncConsoleSession:
             # Ctrl-C, or the task was cancelled: the call must not go on without a reader.
             call.cancel()
             raise
+
+
+class AsyncGraphicsSession:
+    """A connection to a display: the bytes of its protocol.  Made by :meth:`AsyncConsole.graphics`."""
+
+    def __init__(self, console: AsyncConsole, call: io.Bidi[AttachGraphicsRequest, AttachGraphicsResponse]) -> None:
+        self._console = console
+        self._call = call
+
+    async def present(self, ticket: str) -> None:
+        """Present the ticket."""
+        from virtd.v1 import console_pb2 as pb
+
+        with suppress(io.RpcError):  # the read below says why
+            await self._call.write(pb.AttachGraphicsRequest(ticket=ticket))
+        await self.read()
+
+    async def read(self) -> bytes:
+        """The next bytes; ``b""`` when the display has closed."""
+        try:
+            response = await self._call.read()
+        except io.RpcError as error:
+            raise self._console._transport.error(error) from None  # noqa: SLF001 - its own service
+        return b"" if response is None else response.data
+
+    async def write(self, data: bytes) -> None:
+        """Send to the display, whatever the length."""
+        from virtd.v1 import console_pb2 as pb
+
+        for begin in range(0, len(data), CONSOLE_INPUT_BYTES):
+            try:
+                await self._call.write(pb.AttachGraphicsRequest(data=data[begin : begin + CONSOLE_INPUT_BYTES]))
+            except io.RpcError as error:
+                raise self._console._transport.error(error) from None  # noqa: SLF001 - its own service
+
+    async def close(self) -> None:
+        """Disconnect; harmless when it has."""
+        self._call.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

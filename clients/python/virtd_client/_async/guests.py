@@ -7,12 +7,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from virtd_client import _messages
+from virtd_client._async.lifecycle import AsyncGuestLifecycle
 from virtd_client._async.operation import AsyncOperation
-from virtd_client._async.service import AsyncService, pages
+from virtd_client._async.service import pages
 from virtd_client._io import aio as io
 from virtd_client._retry import Backoff, Deadline, is_outage
 from virtd_client.errors import CLIENT_TIMEOUT, VirtdError, WaitTimeout
-from virtd_client.types import GuestList, OnConflict
+from virtd_client.types import DiskPolicyName, GuestList, OnConflict, UpdateModeName
 
 if TYPE_CHECKING:
     from virtd.v1.guest_pb2 import Guest
@@ -25,7 +26,7 @@ _RESULT = "virtd.v1.OperationResult"
 _GRACE_S = 5.0
 
 
-class AsyncGuests(AsyncService):
+class AsyncGuests(AsyncGuestLifecycle):
     """Guests of all hosts.
 
     Names are ``hosts/{host}/guests/{guest}``.  Methods that change something return an operation as
@@ -129,12 +130,55 @@ class AsyncGuests(AsyncService):
         )
         return (await self._transport.unary(self._stub.UpdateGuest, request)).guest
 
+    async def change(
+        self,
+        guest: Guest,
+        update_fields: Sequence[str] = ("spec",),
+        *,
+        mode: UpdateModeName | None = None,
+        allow_replace: bool = False,
+        delete_removed_disks: bool = False,
+        force_eject: bool = False,
+        etag: str = "",
+        on_conflict: OnConflict = "queue",
+        request_id: str | None = None,
+        validate_only: bool = False,
+    ) -> AsyncOperation[Guest]:
+        """Change a guest's spec, and what else ``update_fields`` names.
+
+        :param guest: its name, and the new values.
+        :param update_fields: ``spec`` is every field that the guest's spec sets; or paths under it.
+        :param mode: when it takes effect; None: in the running guest where that is possible.
+        :param allow_replace: also what needs the native guest to be defined anew.
+        :param delete_removed_disks: delete the volumes of removed disks, if virtd created them.
+        :param force_eject: change a medium also if the guest has locked the drive's tray.
+        :param validate_only: check only; the operation has no name, but a ``plan``.
+        """
+        from virtd.v1 import guest_service_pb2 as pb
+
+        request = pb.UpdateGuestRequest(
+            guest=guest,
+            update_fields=update_fields,
+            mode=_messages.update_mode(mode),
+            allow_replace=allow_replace,
+            delete_removed_disks=delete_removed_disks,
+            force_eject=force_eject,
+            etag=etag,
+            on_conflict=_messages.conflict_policy(on_conflict),
+            request_id=_messages.new_request_id(request_id),
+            validate_only=validate_only,
+        )
+        return await self._start(
+            self._stub.UpdateGuest, request, _GUEST, plan=(lambda response: response.plan) if validate_only else None
+        )
+
     async def delete(
         self,
         name: str,
         *,
         force: bool = False,
         keep_disks: bool = False,
+        disk_policy: DiskPolicyName | None = None,
         etag: str = "",
         on_conflict: OnConflict = "queue",
         request_id: str | None = None,
@@ -143,6 +187,7 @@ class AsyncGuests(AsyncService):
         """Delete a guest, its snapshots, and the disks that virtd created for it.
 
         :param force: stop it first if it runs.
+        :param disk_policy: ``trash``: it can be brought back (``client.trash``); None: as the daemon is configured.
         """
         from virtd.v1 import guest_service_pb2 as pb
 
@@ -150,6 +195,7 @@ class AsyncGuests(AsyncService):
             name=name,
             force=force,
             keep_disks=keep_disks,
+            disk_policy=_messages.disk_policy(disk_policy),
             etag=etag,
             on_conflict=_messages.conflict_policy(on_conflict),
             request_id=_messages.new_request_id(request_id),
@@ -335,6 +381,20 @@ class AsyncGuests(AsyncService):
 
         request = pb.PlanGuestRequest(hosts=hosts, guest=guest, guest_id=guest_id)
         return tuple((await self._transport.unary(self._stub.PlanGuest, request)).plans)
+
+    async def plan_for(
+        self, name: str, guest: Guest, *, update_fields: Sequence[str] = (), mode: UpdateModeName | None = None
+    ) -> HostPlan:
+        """What applying ``guest`` to this name would do: ``update`` is set if there is such a guest.
+
+        Otherwise it is the plan of a creation.  What is wrong with the guest is in ``error``.  No side effect.
+        """
+        from virtd.v1 import guest_service_pb2 as pb
+
+        request = pb.PlanGuestRequest(name=name, guest=guest, update_fields=update_fields)
+        if mode is not None:
+            request.mode = pb.UpdateMode.Value(f"UPDATE_MODE_{mode.upper().replace('-', '_')}")
+        return (await self._transport.unary(self._stub.PlanGuest, request)).plans[0]
 
     async def wait(
         self,

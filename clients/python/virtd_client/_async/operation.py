@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from google.longrunning import operations_pb2_grpc
     from google.protobuf.message import Message
 
-    from virtd.v1.guest_service_pb2 import HostPlan
+    from virtd.v1.guest_service_pb2 import HostPlan, UpdatePlan
     from virtd.v1.operation_pb2 import OperationMetadata
     from virtd_client._async.transport import AsyncTransport
 
@@ -41,7 +41,7 @@ class AsyncOperation(Generic[ResultT_co]):
         raw: _messages.RawOperation | None,
         *,
         result_type: str = "",
-        plan: HostPlan | None = None,
+        plan: HostPlan | UpdatePlan | None = None,
     ) -> None:
         self._transport = transport
         self._raw = raw

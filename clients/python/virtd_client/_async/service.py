@@ -9,7 +9,7 @@ from virtd_client._async.operation import AsyncOperation
 from virtd_client._io import aio as io
 
 if TYPE_CHECKING:
-    from virtd.v1.guest_service_pb2 import HostPlan
+    from virtd.v1.guest_service_pb2 import HostPlan, UpdatePlan
     from virtd_client._async.transport import AsyncTransport
     from virtd_client._messages import OperationResponse
 
@@ -39,7 +39,7 @@ class AsyncService:
         request: RequestT,
         result_type: str,
         *,
-        plan: Callable[[OperationResponseT], HostPlan] | None = None,
+        plan: Callable[[OperationResponseT], HostPlan | UpdatePlan] | None = None,
     ) -> AsyncOperation[Any]:  # the caller's annotation says of what; `result_type` is checked at run time
         response = await self._transport.unary(method, request)
         # Absent with validate_only; an operation always has a name.

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 RpcError = grpc.RpcError
 
 sleep = asyncio.sleep
+in_thread = asyncio.to_thread
+"""Do something that blocks."""
 
 
 async def call(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Generic, ParamSpec, TypeAlias, TypeVar
 
 import grpc
 
@@ -15,6 +15,8 @@ from virtd_client._target import Target
 
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
+P = ParamSpec("P")
+T = TypeVar("T")
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 if TYPE_CHECKING:
@@ -26,6 +28,12 @@ if TYPE_CHECKING:
 RpcError = grpc.RpcError
 
 sleep = time.sleep
+
+
+def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do something that blocks: here and now."""
+    return function(*args, **kwargs)
+
 
 _QUEUED_WRITES = 64
 

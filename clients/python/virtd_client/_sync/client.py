@@ -10,21 +10,22 @@ from typing import TYPE_CHECKING, Self
 from virtd_client._target import parse_target
 
 if TYPE_CHECKING:
+    from virtd_client._sync.agent import Agent
+    from virtd_client._sync.backups import Backups
     from virtd_client._sync.console import Console
+    from virtd_client._sync.devices import Devices
     from virtd_client._sync.events import Events
     from virtd_client._sync.guests import Guests
-    from virtd_client._sync.resources import (
-        Audit,
-        Hosts,
-        Images,
-        Metrics,
-        Networks,
-        Pools,
-        Server,
-        Snapshots,
-        Volumes,
-    )
-    from virtd_client._sync.runtime import Agent, Operations
+    from virtd_client._sync.images import Images
+    from virtd_client._sync.lifecycle import Trash
+    from virtd_client._sync.networks import Networks
+    from virtd_client._sync.observe import Audit, Metrics
+    from virtd_client._sync.resources import Hosts, Server
+    from virtd_client._sync.runtime import Operations
+    from virtd_client._sync.schedules import Schedules
+    from virtd_client._sync.snapshots import Snapshots
+    from virtd_client._sync.storage import Pools, Volumes
+    from virtd_client._sync.transfers import Uploads
     from virtd_client._sync.transport import Transport
 
 
@@ -107,37 +108,72 @@ class Client:
         return Guests(self._transport)
 
     @cached_property
+    def devices(self) -> Devices:
+        """Disks, interfaces and media of guests."""
+        from virtd_client._sync.devices import Devices
+
+        return Devices(self._transport)
+
+    @cached_property
+    def trash(self) -> Trash:
+        """Deleted guests that can be brought back."""
+        from virtd_client._sync.lifecycle import Trash
+
+        return Trash(self._transport)
+
+    @cached_property
+    def backups(self) -> Backups:
+        """Backups of guests."""
+        from virtd_client._sync.backups import Backups
+
+        return Backups(self._transport)
+
+    @cached_property
+    def schedules(self) -> Schedules:
+        """Schedules: snapshots that are taken again and again."""
+        from virtd_client._sync.schedules import Schedules
+
+        return Schedules(self._transport)
+
+    @cached_property
     def snapshots(self) -> Snapshots:
         """Snapshots of guests."""
-        from virtd_client._sync.resources import Snapshots
+        from virtd_client._sync.snapshots import Snapshots
 
         return Snapshots(self._transport)
 
     @cached_property
     def pools(self) -> Pools:
         """Storage pools of hosts."""
-        from virtd_client._sync.resources import Pools
+        from virtd_client._sync.storage import Pools
 
         return Pools(self._transport)
 
     @cached_property
     def volumes(self) -> Volumes:
         """Volumes of pools."""
-        from virtd_client._sync.resources import Volumes
+        from virtd_client._sync.storage import Volumes
 
         return Volumes(self._transport)
 
     @cached_property
+    def uploads(self) -> Uploads:
+        """Files that are on their way to the daemon."""
+        from virtd_client._sync.transfers import Uploads
+
+        return Uploads(self._transport)
+
+    @cached_property
     def networks(self) -> Networks:
         """Networks of hosts."""
-        from virtd_client._sync.resources import Networks
+        from virtd_client._sync.networks import Networks
 
         return Networks(self._transport)
 
     @cached_property
     def images(self) -> Images:
         """The catalogue of disk images."""
-        from virtd_client._sync.resources import Images
+        from virtd_client._sync.images import Images
 
         return Images(self._transport)
 
@@ -151,7 +187,7 @@ class Client:
     @cached_property
     def agent(self) -> Agent:
         """The guest's agent."""
-        from virtd_client._sync.runtime import Agent
+        from virtd_client._sync.agent import Agent
 
         return Agent(self._transport)
 
@@ -165,14 +201,14 @@ class Client:
     @cached_property
     def metrics(self) -> Metrics:
         """Usage of guests."""
-        from virtd_client._sync.resources import Metrics
+        from virtd_client._sync.observe import Metrics
 
         return Metrics(self._transport)
 
     @cached_property
     def audit(self) -> Audit:
         """Who asked for what."""
-        from virtd_client._sync.resources import Audit
+        from virtd_client._sync.observe import Audit
 
         return Audit(self._transport)
 

@@ -1,8 +1,9 @@
 # Generated from _async/console.py by `python -m tests.tools.gen_sync_client`; never edited by hand.
-"""Serial consoles and screenshots."""
+"""Serial consoles, graphical consoles and screenshots."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property
 from types import TracebackType
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from virtd.v1.console_pb2 import (
         AttachConsoleRequest,
         AttachConsoleResponse,
+        AttachGraphicsRequest,
+        AttachGraphicsResponse,
+        CreateConsoleTicketResponse,
+        FollowConsoleLogResponse,
         ReadConsoleLogResponse,
         TakeScreenshotResponse,
     )
@@ -32,13 +37,16 @@ class Console(Service):
 
         return ConsoleServiceStub(self._transport.channel)
 
-    def attach(self, name: str, *, read_only: bool = False, offset: int | None = None) -> ConsoleSession:
+    def attach(
+        self, name: str, *, read_only: bool = False, offset: int | None = None, take: bool = False
+    ) -> ConsoleSession:
         """A session at the serial console; it attaches when it is entered or first used.
 
         :param offset: begin here in what the guest printed, as far as the daemon still has it;
             None: now.
+        :param take: take the right to write for this session alone.
         """
-        return ConsoleSession(self, name, read_only=read_only, offset=offset)
+        return ConsoleSession(self, name, read_only=read_only, offset=offset, take=take)
 
     def read_log(self, name: str, *, offset: int | None = None, max_bytes: int = 0) -> ReadConsoleLogResponse:
         """The tail of what the guest printed.
@@ -57,6 +65,49 @@ class Console(Service):
 
         return self._transport.unary(self._stub.TakeScreenshot, pb.TakeScreenshotRequest(name=name))
 
+    def follow_log(self, name: str, *, offset: int | None = None) -> Iterator[ConsoleItem]:
+        """What the guest printed since an offset, and prints from now on, without the right to write."""
+        from virtd.v1 import console_pb2 as pb
+
+        stream: io.Stream[pb.FollowConsoleLogRequest, FollowConsoleLogResponse]
+        stream = self._transport.stream(
+            self._stub.FollowConsoleLog, pb.FollowConsoleLogRequest(name=name, offset=offset)
+        )
+        try:
+            while True:
+                try:
+                    response = stream.read()
+                except io.RpcError as error:
+                    raise self._transport.error(error) from None
+                if response is None:
+                    return
+                kind = response.WhichOneof("response")
+                if kind == "output":
+                    yield ConsoleData(response.output.offset, response.output.data)
+                elif kind == "notice":
+                    yield ConsoleNotice(response.notice.kind, response.notice.caller)
+        finally:
+            stream.cancel()
+
+    def ticket(self, name: str, *, ttl_s: float = 0) -> CreateConsoleTicketResponse:
+        """A ticket for one connection to the guest's display.
+
+        :param ttl_s: how long it can be used; 0: 60.
+        """
+        from virtd.v1 import console_pb2 as pb
+
+        request = pb.CreateConsoleTicketRequest(name=name, kind=pb.CONSOLE_KIND_GRAPHICAL, ttl_s=ttl_s)
+        return self._transport.unary(self._stub.CreateConsoleTicket, request, retry=False)
+
+    def graphics(self, ticket: str) -> GraphicsSession:
+        """A connection to a display, which a ticket opens.
+
+        :raises PermissionDenied: CONSOLE_TICKET_INVALID.
+        """
+        session = GraphicsSession(self, self._transport.bidi(self._stub.AttachGraphics))
+        session.present(ticket)
+        return session
+
     def _open(self) -> io.Bidi[AttachConsoleRequest, AttachConsoleResponse]:
         return self._transport.bidi(self._stub.AttachConsole)
 
@@ -69,14 +120,17 @@ class ConsoleSession:
     missed that the daemon still has.
     """
 
-    def __init__(self, console: Console, name: str, *, read_only: bool, offset: int | None) -> None:
+    def __init__(self, console: Console, name: str, *, read_only: bool, offset: int | None, take: bool = False) -> None:
         self.name = name
+        self.writer = ""
+        """Who had taken the right to write when this session attached; empty: it was shared."""
         self.offset = offset or 0
         """Offset after the last byte that was handed out; to attach again from."""
         self.truncated = False
         """Whether bytes between the offset that was asked for and the first one are no longer held."""
         self._console = console
         self._read_only = read_only
+        self._take = take
         self._start_offset = offset
         self._call: io.Bidi[AttachConsoleRequest, AttachConsoleResponse] | None = None
         self._closed = False
@@ -105,6 +159,25 @@ class ConsoleSession:
                 raise self._console._transport.error(error) from None  # noqa: SLF001 - its own service
             if not taken:
                 raise Unavailable(f"the daemon has ended the console session of {self.name}", reason=DAEMON_UNREACHABLE)
+
+    def take(self) -> None:
+        """Take the right to write for this session alone, whoever had it; the notice ``TAKEN`` confirms it."""
+        from virtd.v1 import console_pb2 as pb
+
+        self._say(pb.AttachConsoleRequest(take=pb.ConsoleTake()))
+
+    def release(self) -> None:
+        """Give the right to write back to all."""
+        from virtd.v1 import console_pb2 as pb
+
+        self._say(pb.AttachConsoleRequest(release=pb.ConsoleRelease()))
+
+    def _say(self, request: AttachConsoleRequest) -> None:
+        call = self._opened()
+        try:
+            call.write(request)
+        except io.RpcError as error:
+            raise self._console._transport.error(error) from None  # noqa: SLF001 - its own service
 
     def close(self) -> None:
         """Detach; harmless when it has.  A reader comes to its end."""
@@ -136,7 +209,7 @@ class ConsoleSession:
                 self.offset = output.offset + len(output.data)
                 return ConsoleData(output.offset, output.data)
             if kind == "notice":
-                return ConsoleNotice(response.notice.kind)
+                return ConsoleNotice(response.notice.kind, response.notice.caller)
 
     def _opened(self) -> io.Bidi[AttachConsoleRequest, AttachConsoleResponse]:
         from virtd.v1 import console_pb2 as pb
@@ -146,13 +219,14 @@ class ConsoleSession:
         if self._call is not None:
             return self._call
         self._call = self._console._open()  # noqa: SLF001 - its own service
-        start = pb.ConsoleStart(name=self.name, read_only=self._read_only, offset=self._start_offset)
+        start = pb.ConsoleStart(name=self.name, read_only=self._read_only, offset=self._start_offset, take=self._take)
         with suppress(io.RpcError):  # the read below says why
             self._call.write(pb.AttachConsoleRequest(start=start))
         attached = self._read(self._call)
         if attached is not None:
             self.offset = attached.attached.offset
             self.truncated = attached.attached.truncated
+            self.writer = attached.attached.writer
         return self._call
 
     def _read(self, call: io.Bidi[AttachConsoleRequest, AttachConsoleResponse]) -> AttachConsoleResponse | None:
@@ -167,3 +241,49 @@ class ConsoleSession:
             # Ctrl-C, or the task was cancelled: the call must not go on without a reader.
             call.cancel()
             raise
+
+
+class GraphicsSession:
+    """A connection to a display: the bytes of its protocol.  Made by :meth:`Console.graphics`."""
+
+    def __init__(self, console: Console, call: io.Bidi[AttachGraphicsRequest, AttachGraphicsResponse]) -> None:
+        self._console = console
+        self._call = call
+
+    def present(self, ticket: str) -> None:
+        """Present the ticket."""
+        from virtd.v1 import console_pb2 as pb
+
+        with suppress(io.RpcError):  # the read below says why
+            self._call.write(pb.AttachGraphicsRequest(ticket=ticket))
+        self.read()
+
+    def read(self) -> bytes:
+        """The next bytes; ``b""`` when the display has closed."""
+        try:
+            response = self._call.read()
+        except io.RpcError as error:
+            raise self._console._transport.error(error) from None  # noqa: SLF001 - its own service
+        return b"" if response is None else response.data
+
+    def write(self, data: bytes) -> None:
+        """Send to the display, whatever the length."""
+        from virtd.v1 import console_pb2 as pb
+
+        for begin in range(0, len(data), CONSOLE_INPUT_BYTES):
+            try:
+                self._call.write(pb.AttachGraphicsRequest(data=data[begin : begin + CONSOLE_INPUT_BYTES]))
+            except io.RpcError as error:
+                raise self._console._transport.error(error) from None  # noqa: SLF001 - its own service
+
+    def close(self) -> None:
+        """Disconnect; harmless when it has."""
+        self._call.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,9 +1,8 @@
 # Generated from _async/runtime.py by `python -m tests.tools.gen_sync_client`; never edited by hand.
-"""Operations of the daemon, and the guest's agent."""
+"""Operations of the daemon."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
@@ -14,12 +13,7 @@ if TYPE_CHECKING:
     from google.longrunning import operations_pb2_grpc
     from google.protobuf.message import Message
 
-    from virtd.v1.agent_pb2 import ExecCommandResponse
-    from virtd.v1.agent_pb2_grpc import AgentServiceStub
     from virtd_client._messages import OperationPage, RawOperation
-
-_EXEC_DEFAULT_S = 60.0
-_GRACE_S = 5.0
 
 
 class Operations(Service):
@@ -80,45 +74,3 @@ class Operations(Service):
         from google.longrunning import operations_pb2 as pb
 
         self._transport.unary(self._stub.DeleteOperation, pb.DeleteOperationRequest(name=name), retry=False)
-
-
-class Agent(Service):
-    """The guest's agent."""
-
-    @cached_property
-    def _stub(self) -> AgentServiceStub:
-        from virtd.v1.agent_pb2_grpc import AgentServiceStub
-
-        return AgentServiceStub(self._transport.channel)
-
-    def exec(
-        self,
-        name: str,
-        path: str,
-        args: Sequence[str] = (),
-        *,
-        environment: Mapping[str, str] | None = None,
-        input_data: bytes = b"",
-        timeout_s: float = _EXEC_DEFAULT_S,
-    ) -> ExecCommandResponse:
-        """Run a program in a guest and wait for its end.
-
-        It is never repeated, as it could run twice.
-
-        :param path: the program; no shell is involved.
-        :param input_data: its standard input, at most 1 MiB.
-        :param timeout_s: how long it may run; then DeadlineExceeded, and it runs on in the guest.
-        """
-        from virtd.v1 import agent_pb2 as pb
-
-        request = pb.ExecCommandRequest(
-            name=name,
-            path=path,
-            arguments=args,
-            environment=[f"{key}={value}" for key, value in (environment or {}).items()],
-            input_data=input_data,
-            timeout_s=timeout_s,
-        )
-        return self._transport.unary(
-            self._stub.ExecCommand, request, timeout_s=(timeout_s or _EXEC_DEFAULT_S) + _GRACE_S, retry=False
-        )

@@ -10,7 +10,7 @@ from virtd_client._io import blocking as io
 from virtd_client._sync.operation import Operation
 
 if TYPE_CHECKING:
-    from virtd.v1.guest_service_pb2 import HostPlan
+    from virtd.v1.guest_service_pb2 import HostPlan, UpdatePlan
     from virtd_client._messages import OperationResponse
     from virtd_client._sync.transport import Transport
 
@@ -40,7 +40,7 @@ class Service:
         request: RequestT,
         result_type: str,
         *,
-        plan: Callable[[OperationResponseT], HostPlan] | None = None,
+        plan: Callable[[OperationResponseT], HostPlan | UpdatePlan] | None = None,
     ) -> Operation[Any]:  # the caller's annotation says of what; `result_type` is checked at run time
         response = self._transport.unary(method, request)
         # Absent with validate_only; an operation always has a name.

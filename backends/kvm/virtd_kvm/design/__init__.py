@@ -1,0 +1,1 @@
+"""Policy by area: what each part of a resolved guest becomes in libvirt's words.  Pure throughout."""
