@@ -1,4 +1,7 @@
-"""Clone, trash, protection, run strategies, autostart, adoption, suspension, reboot: on real QEMU guests."""
+"""Clone, trash, protection, run strategies, autostart, adoption, suspension, reboot: on real QEMU guests.
+
+Longer than 500 lines because the scenarios share one daemon, whose start costs more than they do.
+"""
 
 from __future__ import annotations
 

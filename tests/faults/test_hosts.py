@@ -15,6 +15,7 @@ from virtd.inventory import HostLink
 from virtd.model.guest import GuestState, Presence
 from virtd.model.host import HostState
 from virtd.model.operation import OperationState
+from virtd.service.snapshots import Draft
 from virtd.testing.fake import WORLDS
 
 S = GuestState
@@ -77,9 +78,9 @@ async def test_an_operation_waits_for_a_host_that_falls_silent_in_its_middle(lab
 async def test_an_answer_that_got_lost_is_not_a_second_effect(lab: Lab) -> None:
     await lab.created("a", blank(), start=True)
     lab.world.faults.fail("snapshot_commit", 1, UnavailableError(HOST_UNREACHABLE, "the answer got lost"), after=True)
-    ended = await lab.done(await lab.services.snapshots.create(call(), lab.name("a"), "s", "", memory=True))
+    ended = await lab.done(await lab.services.snapshots.create(call(), lab.name("a"), Draft("s", memory=True)))
     assert ended.state is OperationState.SUCCEEDED
-    assert [s.name for s in (await lab.services.snapshots.list(lab.name("a"), 0, "")).items] == [
+    assert [s.name for s in (await lab.services.snapshots.list(lab.name("a").host, "a", 0, "")).items] == [
         f"{lab.name('a')}/snapshots/s"
     ]
 

@@ -562,7 +562,13 @@ async def test_the_other_methods_carry_their_arguments(server: ScriptedServer, c
         host_pb2.ProbeHostRequest(name="hosts/h"),
         host_pb2.GetCapabilitiesRequest(name="hosts/h"),
         snapshot_pb2.CreateSnapshotRequest(
-            parent=GUEST, snapshot_id="s", description="d", memory=True, request_id="r", on_conflict=queue
+            parent=GUEST,
+            snapshot_id="s",
+            description="d",
+            memory=True,
+            request_id="r",
+            on_conflict=queue,
+            location=snapshot_pb2.SNAPSHOT_LOCATION_AUTO,
         ),
         snapshot_pb2.GetSnapshotRequest(name="s"),
         snapshot_pb2.RevertSnapshotRequest(name="s", request_id="r", on_conflict=queue),

@@ -25,6 +25,8 @@ from virtd.v1 import guest_service_pb2, guest_service_pb2_grpc
 GUEST = "hosts/a/guests/b"
 GET = guest_service_pb2.GetGuestRequest(name=GUEST)
 SERVICES = {
+    "virtd.v1.BackupService",
+    "virtd.v1.DeviceService",
     "virtd.v1.AgentService",
     "virtd.v1.AuditService",
     "virtd.v1.ConsoleService",
@@ -35,6 +37,7 @@ SERVICES = {
     "virtd.v1.MetricsService",
     "virtd.v1.NetworkService",
     "virtd.v1.PoolService",
+    "virtd.v1.ScheduleService",
     "virtd.v1.ServerService",
     "virtd.v1.SnapshotService",
     "virtd.v1.TrashService",

@@ -157,7 +157,7 @@ async def test_shutdown_delete_and_update(daemon: Running, fakes: Fakes) -> None
     await stub.ShutdownGuest(gs.ShutdownGuestRequest(name=GUEST, timeout_s=2.5, force_after_timeout=True))
     assert fakes.arguments("guests.shutdown")[1:] == (NAME, 2.5, True)
     await stub.DeleteGuest(gs.DeleteGuestRequest(name=GUEST, force=True, keep_disks=True, etag="e"))
-    assert fakes.arguments("guests.delete")[1:] == (NAME, True, True, "e")
+    assert fakes.arguments("guests.delete")[1:] == (NAME, True, True, "e", None)
     changed = gs.UpdateGuestRequest(
         guest=guest_pb2.Guest(name=GUEST, display_name="new", labels={"a": "b"}), update_fields=["labels"], etag="e"
     )

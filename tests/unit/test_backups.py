@@ -1,4 +1,7 @@
-"""Use cases of backups on the fake hypervisor: chains, damage, cancel, crash, space, and every refusal."""
+"""Use cases of backups on the fake hypervisor: chains, damage, cancel, crash, space, and every refusal.
+
+Longer than 500 lines because every way in which a chain can break is held to the same repository.
+"""
 
 from __future__ import annotations
 

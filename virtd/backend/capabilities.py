@@ -48,6 +48,8 @@ VOLUME_TRANSFER: Final = "host.volumes.transfer"
 NETWORKS: Final = "host.networks"
 NETWORK_CHANGES: Final = "host.networks.change"
 EVENTS: Final = "host.events"
+REBOOT_EVENTS: Final = "host.events.reboot"
+DIAGNOSIS: Final = "host.diagnosis"
 ACCELERATION: Final = "host.acceleration"
 DIRECT_KERNEL_BOOT: Final = "guest.boot.kernel"
 DISK_BOOT: Final = "guest.boot.disk"
@@ -121,6 +123,8 @@ SUMMARIES: Final[Mapping[str, str]] = {
     NETWORKS: "list networks",
     NETWORK_CHANGES: "create, start, stop, change and delete networks, and list their DHCP leases",
     EVENTS: "changes are reported by the hypervisor itself",
+    REBOOT_EVENTS: "reboots of guests are reported by the hypervisor itself",
+    DIAGNOSIS: "look the host over for what commonly goes wrong",
     ACCELERATION: "guests run on the CPU's virtualization extensions",
     DIRECT_KERNEL_BOOT: "boot a kernel and initial RAM disk directly",
     DISK_BOOT: "boot from a disk",
@@ -196,6 +200,8 @@ FACET_OF: Final[Mapping[str, str]] = {
     NETWORKS: "networks",
     NETWORK_CHANGES: "network_changes",
     EVENTS: "event_source",
+    REBOOT_EVENTS: "event_source",
+    DIAGNOSIS: "diagnosis",
     TRASH: "definitions",
     AUTOSTART: "autostart",
     UPDATE: "update",

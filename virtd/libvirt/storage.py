@@ -27,6 +27,7 @@ from virtd.errors import (
     unsupported,
 )
 from virtd.libvirt.connections import HostConnections, LaneName
+from virtd.libvirt.scratch import SCRATCH_PREFIX
 from virtd.libvirt.storage_objects import (
     DEFAULT_POOL,
     active_pool,
@@ -68,11 +69,13 @@ class Storage:
     # ----------------------------------------------------------------------------- pools
 
     async def list_pools(self) -> Sequence[Pool]:
-        """All pools, active or not."""
+        """All pools, active or not, but for those that virtd itself makes for a moment."""
 
         def run(connection: Any) -> list[Pool]:
             found = []
             for pool in connection.listAllStoragePools(0):
+                if pool.name().startswith(SCRATCH_PREFIX):
+                    continue
                 try:
                     found.append(read_pool(pool))
                 except libvirt.libvirtError as error:

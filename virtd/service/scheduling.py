@@ -69,14 +69,17 @@ class Scheduler:
         self._wake = asyncio.Event()
         self._ticking = asyncio.Lock()
         self._loop: asyncio.Task[None] | None = None
+        self._stopping = False
         schedules.on_change = self._wake.set
 
     def start(self) -> None:
         """Begin; runs that a crash has interrupted go on first."""
+        self._stopping = False
         self._loop = asyncio.create_task(self._look(), name="scheduler")
 
     async def stop(self) -> None:
         """Begin nothing more.  Operations go on; a run's rest is made up for at the next start."""
+        self._stopping = True
         tasks = [task for task in (self._loop, *self._runs.values()) if task is not None]
         for task in tasks:
             task.cancel()
@@ -114,14 +117,17 @@ class Scheduler:
             await asyncio.sleep(0)
 
     async def _look(self) -> None:
-        while True:
+        while not self._stopping:
             self._wake.clear()
             try:
                 await self.tick()
             except Exception:
                 log.exception("scheduler_defect")
+            # Not wait_for: in Python 3.11 it forgets a cancel that comes together with the event, as the
+            # end of a run does when everything is stopped.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._pause())
+                async with asyncio.timeout(self._pause()):
+                    await self._wake.wait()
 
     def _pause(self) -> float:
         now = self._schedules.now()

@@ -212,7 +212,7 @@ class TestClones:
 class TestReboots:
     """Reboots are reported."""
 
-    @check(caps.RESET, caps.EVENTS)
+    @check(caps.RESET, caps.REBOOT_EVENTS)
     async def test_reset_is_reported(self, kit: Kit) -> None:
         """A reset is a GUEST_REBOOTED event, and the guest runs on."""
         guest = await kit.new_guest(running=True)

@@ -11,6 +11,7 @@ from virtd.backend.api import NativeEvent, NativeEventType
 from virtd.backend.conformance.kit import Kit, NotRun, check
 from virtd.errors import HOST_UNREACHABLE
 from virtd.model.guest import GuestState
+from virtd.model.host import CheckStatus
 from virtd.model.metrics import GuestMetrics
 
 _BETWEEN = (GuestState.STARTING, GuestState.STOPPING)
@@ -43,6 +44,21 @@ async def _expect(kit: Kit, uuid: UUID, *wanted: str) -> None:
         lambda: f"events were {_steps(kit.events, uuid)}, not {list(wanted)}",
     )
     assert _steps(kit.events, uuid) == list(wanted)
+
+
+class TestDiagnosis:
+    """What is said to be wrong with a host."""
+
+    @check(caps.DIAGNOSIS)
+    async def test_each_finding_says_what_to_do(self, kit: Kit) -> None:
+        """Every check is there once and says what was found; one that did not go well says what to do."""
+        found = await kit.facet("diagnosis").diagnose()
+        assert found, "nothing was looked at"
+        assert len({check_.id for check_ in found}) == len(found), "one id for two checks"
+        for check_ in found:
+            assert check_.summary, check_
+            wrong = check_.status in (CheckStatus.WARNING, CheckStatus.PROBLEM)
+            assert bool(check_.remedy) == wrong, check_
 
 
 class TestEvents:

@@ -189,7 +189,7 @@ class TestExternalSnapshots:
                 await facet.delete_snapshot(subject.uuid, name, kit.context(), plan)
         assert await _tree(kit, subject.uuid) == {}
 
-    @check(caps.SNAPSHOT_EXTERNAL)
+    @check(caps.SNAPSHOT_EXTERNAL, caps.SNAPSHOT_REVERT)
     async def test_running_disks(self, kit: Kit) -> None:
         """A running guest's disks are snapshotted without its memory; reverting leaves it stopped."""
         subject, facet = await kit.new_guest(running=True), kit.facet("snapshots")

@@ -136,7 +136,7 @@ class TestPoolChanges:
         await kit.error(pools.refresh_pool(MISSING, kit.context()), POOL_NOT_FOUND)
         await kit.error(pools.set_pool_autostart(MISSING, autostart=True), POOL_NOT_FOUND)
 
-    @check(caps.POOL_MANAGE)
+    @check(caps.POOL_MANAGE, caps.VOLUMES)
     async def test_what_is_in_it_is_kept(self, kit: Kit) -> None:
         """Neither stopping nor deleting a pool deletes a volume."""
         request, pools, storage = new_pool(kit), _pools(kit), _storage(kit)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 from virtd.backend import capabilities as caps
-from virtd.backend.api import BackupRequest, PoolRequest, SnapshotRequest, VolumeRequest
+from virtd.backend.api import BackupRequest, NativeEventType, PoolRequest, SnapshotRequest, VolumeRequest
 from virtd.backend.conformance.refusals_update import UPDATE_CALLS
 from virtd.errors import CAPABILITY_UNSUPPORTED
 from virtd.model.console import AgentCommand, AgentFileRequest
@@ -34,6 +35,16 @@ async def _external(kit: Kit) -> None:
     guest = await kit.in_state(GuestState.STOPPED)
     request = SnapshotRequest("refused", location=SnapshotLocation.EXTERNAL)
     await _refused(kit, kit.facet("snapshots").create_snapshot(guest.uuid, request, kit.context()))
+
+
+async def _unreported_reboot(kit: Kit) -> None:
+    """There is no call to refuse: what is not declared must not be half there either."""
+    guest = await kit.in_state(GuestState.RUNNING)
+    seen = len(kit.events)
+    if kit.declared(caps.RESET):
+        await kit.facet("reset").reset_guest(guest.uuid, kit.context())
+        await asyncio.sleep(0.5)
+    assert not any(event.type is NativeEventType.GUEST_REBOOTED for event in kit.events[seen:])
 
 
 async def _volume(kit: Kit) -> None:
@@ -107,6 +118,7 @@ CALLS: Final[Mapping[str, Callable[[Kit], Awaitable[None]]]] = {
     caps.AGENT_INFO: _os_info,
     caps.SNAPSHOT: _nothing_to_call,
     caps.SNAPSHOT_MEMORY: _snapshot_with_memory,
+    caps.REBOOT_EVENTS: _unreported_reboot,
     caps.SNAPSHOT_REVERT: _revert,
     caps.SNAPSHOT_EXTERNAL: _external,
     caps.SNAPSHOT_QUIESCE: _nothing_to_call,

@@ -19,7 +19,7 @@ from virtd.backend.conformance.checks_guests import TestGuests
 from virtd.backend.conformance.checks_inside import TestAgent, TestConsole, TestMemoryIsKept, TestPower, TestScreenshot
 from virtd.backend.conformance.checks_lifecycle2 import TestAutostart, TestClones, TestDefinitions, TestReboots
 from virtd.backend.conformance.checks_networks import TestCloudInit, TestNetworkChanges
-from virtd.backend.conformance.checks_observe import TestEvents, TestMetrics, TestPresence
+from virtd.backend.conformance.checks_observe import TestDiagnosis, TestEvents, TestMetrics, TestPresence
 from virtd.backend.conformance.checks_snapshots import (
     TestDiskContents,
     TestExternalSnapshots,
@@ -74,6 +74,7 @@ SUITE = (
     TestNetworks,
     TestNetworkChanges,
     TestCloudInit,
+    TestDiagnosis,
     TestEvents,
     TestMetrics,
     TestPresence,

@@ -18,6 +18,8 @@ class ImageServicer(Servicer):
     async def ImportImage(self, request: pb.ImportImageRequest, _context: Context) -> pb.ImportImageResponse:
         """Copy a file into the catalogue."""
         image_id = check_new_id(request.image_id, "image_id")
+        if not request.path and not request.url:
+            raise invalid_field("path", "is required, or url")
         true_format = enum_member(request, "format", DiskFormat)
         if true_format is None:
             raise invalid_field("format", "is required; it is never guessed", *DiskFormat)

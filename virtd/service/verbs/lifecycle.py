@@ -18,6 +18,7 @@ from virtd.errors import (
     SHUTDOWN_IGNORED,
     DeadlineExceededError,
     FailedPreconditionError,
+    UnsupportedError,
     unsupported,
 )
 from virtd.model.guest import GuestState, RunStrategy
@@ -227,7 +228,9 @@ class RebootGuest(GuestVerb[RebootArguments]):
         reboots, uid = self.core.inventory.reboots, run.arguments.uid
         before = reboots.get(uid, 0)
         await link.call(facet.request_reboot(uid, run))
-        if link.facets.event_source is None:
+        try:
+            cap.require(link.capabilities, cap.REBOOT_EVENTS)
+        except UnsupportedError:
             run.warn("the host does not report reboots: the guest was asked, and what it does is not known")
             return
         started = time.monotonic()

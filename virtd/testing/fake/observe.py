@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 
 from virtd.backend.api import NativeEvent
+from virtd.model.host import CheckStatus, HostCheck
 from virtd.model.metrics import BlockMetrics, GuestMetrics, InterfaceMetrics
 from virtd.testing.fake import lowering
 from virtd.testing.fake.link import Facet, Link, spi
@@ -19,6 +20,21 @@ class Observation(Facet):
     async def sample_guests(self) -> Sequence[GuestMetrics]:
         """See the SPI."""
         return [self._sample(guest) for guest in await self._native.stats()]
+
+    @spi
+    async def diagnose(self) -> Sequence[HostCheck]:
+        """See the SPI."""
+        await self._native.host_info()
+        full = not self._native.pool_capacity_bytes
+        return [
+            HostCheck("fake.version", CheckStatus.OK, "the fake hypervisor is what it always is"),
+            HostCheck(
+                "storage.space",
+                CheckStatus.WARNING if full else CheckStatus.OK,
+                "the pools are full" if full else "the pools have room",
+                "give them room" if full else "",
+            ),
+        ]
 
     def _sample(self, guest: FakeGuest) -> GuestMetrics:
         config = lowering.parse(guest.active)

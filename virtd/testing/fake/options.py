@@ -96,7 +96,7 @@ def _without(text: str) -> frozenset[str]:
             raise _invalid(f"without={id_[:40]!r}: there is no such optional capability", *SUMMARIES)
     # What is nothing without the other goes with it.
     for id_ in tuple(ids):
-        if id_ in ("guest.snapshot", "guest.update", "guest.agent.exec", "host.pools"):
+        if id_ in ("guest.snapshot", "guest.update", "guest.agent.exec", "host.pools", "host.events"):
             ids.update(other for other, facet in FACET_OF.items() if facet == FACET_OF[id_])
     if "host.volumes" in ids:  # which goes with host.pools
         ids.update(other for other in SUMMARIES if other.startswith("host.volumes."))

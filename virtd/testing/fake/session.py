@@ -136,6 +136,7 @@ class FakeSession(Facet):
             display=None if caps.CONSOLE_GRAPHICAL in missing else AgentReach(link),
             addresses=None if caps.ADDRESSES in missing else reach,
             metrics=None if caps.METRICS in missing else observation,
+            diagnosis=None if caps.DIAGNOSIS in missing else observation,
             event_source=None if caps.EVENTS in missing else self._events,
             definitions=None if caps.TRASH in missing else Definitions(link),
             autostart=None if caps.AUTOSTART in missing else Definitions(link),
