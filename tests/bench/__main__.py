@@ -80,9 +80,9 @@ def serving(configuration: str) -> Iterator[tuple[str, float]]:
         shutil.rmtree(state, ignore_errors=True)
 
 
-def run(*command: str) -> None:
+def run(*command: str, env: dict[str, str] | None = None) -> None:
     """A command that must succeed, its output thrown away."""
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
 
 
 def cold_starts(table: Table, runs: int) -> None:
@@ -127,6 +127,11 @@ def reads(table: Table, guests: int, runs: int) -> None:
         table.row(
             "GetGuest (beside: GetServerInfo)", [seconds(lambda: client.guests.get(name)) for _ in range(runs)], empty
         )
+        words = {"_GUESTCTL_COMPLETE": "bash_complete", "COMP_WORDS": "guestctl start ", "COMP_CWORD": "2"}
+        environment = os.environ | words | {"VIRTD_TARGET": target}
+        tab = [seconds(lambda: run(str(BIN / "guestctl"), env=environment)) for _ in range(runs)]
+        bare = [seconds(lambda: run(sys.executable, "-c", "import grpc, click")) for _ in range(runs)]
+        table.row(f"a completed name of {guests} (beside: import grpc, click)", tab, bare)
         client.guests.adopt(name).result(timeout_s=30)
         table.row(
             f"ListGuests, all {guests} in pages of 1000",

@@ -272,3 +272,18 @@ def test_freeze_and_os_info(ctl: Ctl, server: ScriptedServer) -> None:
     assert sent(server, "FreezeFilesystems").timeout_s == 10
     server.on("GetOsInfo", agent_pb2.GetOsInfoResponse(os_info=agent_pb2.AgentOsInfo(id="debian")))
     assert "id: debian" in ctl("agent", "os-info", WEB).out
+
+
+def test_snapshots_of_all_guests_are_one_call_and_what_could_not_be_asked_is_said(
+    ctl: Ctl, server: ScriptedServer
+) -> None:
+    answer = snapshot_pb2.ListSnapshotsResponse(snapshots=[snapshot_pb2.Snapshot(name=f"{WEB}/snapshots/s")])
+    answer.errors.add(resource="hosts/b", reason="HOST_UNREACHABLE", kind="Unavailable", message="it is silent")
+    answer.errors.add(resource="hosts/c", reason="CAPABILITY_UNSUPPORTED", kind="Unsupported", message="has none")
+    server.on("ListSnapshots", answer)
+    result = ctl("get", "snapshots")
+    assert result.code == 8
+    assert result.out.splitlines()[1].split()[:2] == ["s", "web"]
+    assert "host b does not answer: it is silent" in result.err
+    assert "has none" not in result.err
+    assert sent(server, "ListSnapshots").parent == "hosts/-/guests/-"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from virtd_client._sync.operation import Operation
     from virtd_client._target import default_target, parse_target
     from virtd_client.errors import VirtdError
-    from virtd_client.types import ConsoleData, ConsoleNotice, EventPage, GuestList, InitialDone, Reset
+    from virtd_client.types import ConsoleData, ConsoleNotice, EventPage, GuestList, InitialDone, Reset, SnapshotList
 
 __all__ = [
     "AsyncClient",
@@ -39,6 +39,7 @@ __all__ = [
     "InitialDone",
     "Operation",
     "Reset",
+    "SnapshotList",
     "VirtdError",
     "default_target",
     "errors",
@@ -60,6 +61,7 @@ _WHERE = {
     "EventPage": "types",
     "EventWatch": "_sync.events",
     "GuestList": "types",
+    "SnapshotList": "types",
     "InitialDone": "types",
     "Operation": "_sync.operation",
     "Reset": "types",

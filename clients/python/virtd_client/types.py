@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 if TYPE_CHECKING:
+    from virtd.v1.capability_pb2 import ErrorRecord
     from virtd.v1.event_pb2 import Event
     from virtd.v1.guest_pb2 import Guest
     from virtd.v1.guest_service_pb2 import HostError
+    from virtd.v1.snapshot_pb2 import Snapshot
 
 OnConflict: TypeAlias = Literal["queue", "reject"]
 """When another operation works on the guest: wait in its queue, or raise Conflict at once."""
@@ -60,6 +62,25 @@ class GuestList(Sequence["Guest"]):
 
     def __iter__(self) -> Iterator[Guest]:
         return iter(self.guests)
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotList(Sequence["Snapshot"]):
+    """What ``snapshots.list`` found: a sequence of snapshots, and what a list must not hide."""
+
+    snapshots: tuple[Snapshot, ...]
+    """The snapshots; parents before children."""
+    errors: tuple[ErrorRecord, ...] = ()
+    """Guests and hosts whose snapshots could not be listed, by ``resource``; only with ``-`` in the parent."""
+
+    def __getitem__(self, index: int) -> Snapshot:  # type: ignore[override]  # as in GuestList
+        return self.snapshots[index]
+
+    def __len__(self) -> int:
+        return len(self.snapshots)
+
+    def __iter__(self) -> Iterator[Snapshot]:
+        return iter(self.snapshots)
 
 
 @dataclass(frozen=True, slots=True)

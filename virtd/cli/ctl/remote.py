@@ -235,15 +235,19 @@ def _by_parent(session: Session, kind: Kind, host: str | None, parent: str) -> L
         result.items = list(calls[kind.plural](parent))
         return result
     if kind is kinds.SNAPSHOTS:
-        guests = client.guests.list(parent_name(session, host))
-        parents = [guest.name for guest in guests]
-    else:
-        chosen = parent_name(session, host)
-        single = chosen != "hosts/-"
-        parents = [chosen] if single else [entry.name for entry in client.hosts.list()]
-        if single and kind is not kinds.VOLUMES:
-            result.items = list(calls[kind.plural](chosen))
-            return result
+        found = client.snapshots.list(f"{parent_name(session, host)}/guests/-")
+        result.items = list(found)
+        # A host without this ability has none of these; that is an answer, not a failure.
+        silent = [error for error in found.errors if error.reason != "CAPABILITY_UNSUPPORTED"]
+        owners = {"hosts/" + kinds.part(error.resource, "hosts"): error for error in silent}
+        result.host_errors = [_host_error(name, error) for name, error in owners.items()]
+        return result
+    chosen = parent_name(session, host)
+    single = chosen != "hosts/-"
+    parents = [chosen] if single else [entry.name for entry in client.hosts.list()]
+    if single and kind is not kinds.VOLUMES:
+        result.items = list(calls[kind.plural](chosen))
+        return result
     failed: dict[str, Any] = {}
 
     def attempt(call: Callable[[str], Iterable[Any]], name: str) -> list[Any]:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from virtd_client import _messages
 from virtd_client._async.operation import AsyncOperation
 from virtd_client._async.service import AsyncService, pages
-from virtd_client.types import OnConflict, SnapshotLocationName
+from virtd_client.types import OnConflict, SnapshotList, SnapshotLocationName
 
 if TYPE_CHECKING:
+    from virtd.v1.capability_pb2 import ErrorRecord
     from virtd.v1.guest_pb2 import Guest
     from virtd.v1.operation_pb2 import OperationResult
     from virtd.v1.snapshot_pb2 import Snapshot
@@ -115,11 +116,15 @@ class AsyncSnapshots(AsyncService):
 
         return (await self._transport.unary(self._stub.GetSnapshot, pb.GetSnapshotRequest(name=name))).snapshot
 
-    async def list(self, parent: str, *, page_size: int = 0) -> tuple[Snapshot, ...]:
-        """All snapshots of a guest, parents before children."""
+    async def list(self, parent: str, *, page_size: int = 0) -> SnapshotList:
+        """All snapshots of a guest, or with ``-`` of several; parents before children.
+
+        :param parent: a guest's name, ``hosts/{host}/guests/-`` or ``hosts/-/guests/-``.
+        """
         from virtd.v1 import snapshot_pb2 as pb
 
         snapshots: tuple[Snapshot, ...] = ()
+        failed: dict[str, ErrorRecord] = {}
         async for page in pages(
             lambda token: self._transport.unary(
                 self._stub.ListSnapshots,
@@ -127,7 +132,8 @@ class AsyncSnapshots(AsyncService):
             )
         ):
             snapshots += tuple(page.snapshots)
-        return snapshots
+            failed.update({error.resource: error for error in page.errors})
+        return SnapshotList(snapshots, tuple(failed.values()))
 
     async def revert(
         self,

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from virtd_client import _messages
 from virtd_client._sync.operation import Operation
 from virtd_client._sync.service import Service, pages
-from virtd_client.types import OnConflict, SnapshotLocationName
+from virtd_client.types import OnConflict, SnapshotList, SnapshotLocationName
 
 if TYPE_CHECKING:
+    from virtd.v1.capability_pb2 import ErrorRecord
     from virtd.v1.guest_pb2 import Guest
     from virtd.v1.operation_pb2 import OperationResult
     from virtd.v1.snapshot_pb2 import Snapshot
@@ -116,11 +117,15 @@ class Snapshots(Service):
 
         return (self._transport.unary(self._stub.GetSnapshot, pb.GetSnapshotRequest(name=name))).snapshot
 
-    def list(self, parent: str, *, page_size: int = 0) -> tuple[Snapshot, ...]:
-        """All snapshots of a guest, parents before children."""
+    def list(self, parent: str, *, page_size: int = 0) -> SnapshotList:
+        """All snapshots of a guest, or with ``-`` of several; parents before children.
+
+        :param parent: a guest's name, ``hosts/{host}/guests/-`` or ``hosts/-/guests/-``.
+        """
         from virtd.v1 import snapshot_pb2 as pb
 
         snapshots: tuple[Snapshot, ...] = ()
+        failed: dict[str, ErrorRecord] = {}
         for page in pages(
             lambda token: self._transport.unary(
                 self._stub.ListSnapshots,
@@ -128,7 +133,8 @@ class Snapshots(Service):
             )
         ):
             snapshots += tuple(page.snapshots)
-        return snapshots
+            failed.update({error.resource: error for error in page.errors})
+        return SnapshotList(snapshots, tuple(failed.values()))
 
     def revert(
         self,
