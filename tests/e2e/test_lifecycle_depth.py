@@ -37,6 +37,7 @@ from virtd.v1.guest_pb2 import (
     RUN_STRATEGY_ONCE,
     RUN_STRATEGY_RERUN_ON_FAILURE,
     Guest,
+    GuestSpec,
 )
 
 pytestmark = pytest.mark.qemu
@@ -527,3 +528,18 @@ def test_a_booted_guest_is_suspended_rebooted_and_cloned(virtd: Virtd) -> None:
     client.guests.start(clone.name).result(timeout_s=60)
     client.guests.suspend(clone.name).result(timeout_s=120)
     client.guests.delete(clone.name).result(timeout_s=60)  # with its saved memory
+
+
+def test_halted_asks_a_running_guest_to_shut_down_and_never_forces_it(virtd: Virtd) -> None:
+    client = virtd.client()
+    guest = client.guests.create(HOST, "halted", virtd.spec(), start=True).result(timeout_s=120)
+    client.guests.wait(guest.name, condition="agent-ready", timeout_s=180)
+    wanted = Guest(name=guest.name, spec=GuestSpec(run_strategy=RUN_STRATEGY_HALTED))
+    client.guests.change(wanted, ["spec.run_strategy"]).result(timeout_s=60)
+    stopped = client.guests.wait(guest.name, state="stopped", timeout_s=90)
+    assert stopped is not None
+    assert stopped.status.state_reason == "SHUTDOWN"
+    asked = [
+        o.metadata for o in client.operations.list() if (o.metadata.verb, o.metadata.target) == ("shutdown", guest.name)
+    ]
+    assert {operation.caller for operation in asked} == {"strategy"}
