@@ -46,6 +46,8 @@ class World:
         self.done: set[tuple[str, int]] = set()
         self.effects: Counter[tuple[str, int]] = Counter()
         self.undone: Counter[tuple[str, int]] = Counter()
+        """How often it was undone, also where there was nothing to undo."""
+        self.removed: Counter[tuple[str, int]] = Counter()
         self.silences: Counter[tuple[str, int]] = Counter()
         self.active: dict[str, str] = {}
         self.order: dict[str, list[str]] = {}
@@ -151,6 +153,7 @@ class Toy(Verb[ToyArguments]):
         if key in self.world.undo_refuses:
             raise NotFoundError(GUEST_NOT_FOUND, "it cannot be undone")
         self.world.undone[key] += 1
+        self.world.removed[key] += key in self.world.done
         self.world.half.discard(key)
         self.world.done.discard(key)
 

@@ -26,9 +26,12 @@ def run(command: list[str]) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
-    child = os.posix_spawnp(command[0], command, os.environ)
+    # A SIGTERM that comes before the handler is there waits for it, instead of leaving the child alone.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    child = os.posix_spawnp(command[0], command, os.environ, setsigmask=before)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the child as well
     signal.signal(signal.SIGTERM, lambda number, _frame: os.kill(child, number))
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     while True:
         ended, status = os.wait()
         if ended == child:
