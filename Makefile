@@ -2,17 +2,19 @@
 # On a fresh Debian machine any of these may be the first command: .ci/setup installs what is missing,
 # as root or with sudo, and makes .venv.
 #
+#   make lab-up HOSTS='kvm1 xen'                      some of the lab's hosts instead of all
 #   make test-unit ARGS='-x -k "config or logs"'      ARGS goes to pytest
 
 PYTHON := .venv/bin/python
 SETUP := sh .ci/setup
 SUITE := $(PYTHON) -m tests.tools.suite
 ARGS :=
+HOSTS :=
 # By the environment: no shell in between that would take quotes apart.
 export SUITE_PYTEST_ARGUMENTS := $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-rpc test-docs test-conformance test-qemu lint generate docs bench requirements clean
+.PHONY: help demo test test-unit test-rpc test-docs test-conformance test-qemu test-lab lab-up lab-status lab-down matrix lint generate docs bench requirements clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
@@ -44,6 +46,26 @@ test-conformance: ## The conformance kit, for the backends that need no QEMU
 test-qemu: ## Tests with a real libvirt daemon and real QEMU guests
 	@$(SETUP) test
 	@$(SUITE) qemu
+
+test-lab: ## Tests on real KVM and Xen hosts, which are built first (minutes, once)
+	@$(SETUP) test
+	@$(PYTHON) -m tests.lab build
+	@$(SUITE) lab
+
+lab-up: ## Start real KVM and Xen hosts to play with: guestctl --context lab get guests
+	@$(SETUP) test
+	@$(PYTHON) -m tests.lab up $(HOSTS)
+
+lab-status: ## Show what of the lab runs, and how to reach it
+	@$(PYTHON) -m tests.lab status
+
+lab-down: ## End the lab
+	@$(PYTHON) -m tests.lab down $(HOSTS)
+
+matrix: ## Run the conformance kit on every host, the lab's included, and write docs/capabilities.md
+	@$(SETUP) test
+	@$(PYTHON) -m tests.lab build
+	@$(PYTHON) -m tests.tools.matrix --run
 
 lint: ## Static checks: ruff, mypy, import-linter, buf, generated code, shellcheck
 	@$(SETUP) dev

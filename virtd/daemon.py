@@ -272,7 +272,9 @@ class Daemon:
             self.core.links[entry.id] = link
         for added in self.services.hosts.load_added():
             if added.id not in self.core.links:
-                self.core.links[added.id] = self._make_link(added.id, added.uri, "added", added.labels)
+                self.core.links[added.id] = self._make_link(
+                    added.id, added.uri, "added", added.labels, options=dict(added.options)
+                )
         backends = list(self.core.plugins.backends.values())
         was_embedded = config.discovery.enabled and self._remembered("embedded")
         if config.discovery.embedded is Embedded.ALWAYS or (
@@ -321,8 +323,10 @@ class Daemon:
                     EMBEDDED_ID, "embedded:", "embedded", {}, backend=backend, prepare=prepare
                 )
 
-    def _added_host(self, host_id: str, uri: str, origin: str, labels: Mapping[str, str]) -> HostLink:
-        return self._make_link(host_id, uri, origin, labels)
+    def _added_host(
+        self, host_id: str, uri: str, origin: str, labels: Mapping[str, str], options: Mapping[str, str]
+    ) -> HostLink:
+        return self._make_link(host_id, uri, origin, labels, options=dict(options))
 
     def _make_link(
         self,
@@ -390,6 +394,7 @@ class Daemon:
                 await self.core.engine.expire()
                 await self.services.trash.purge_expired()
                 await self.services.uploads.tidy()
+                await self.core.bases.sweep(self.core.links)
                 self.core.events.trim()
                 self.services.audit.trim()
                 await self.core.usage.compact()

@@ -203,6 +203,16 @@ GUEST_PROTECTED = _reason("GUEST_PROTECTED", "FailedPrecondition",
 CLONE_IMPOSSIBLE = _reason("CLONE_IMPOSSIBLE", "FailedPrecondition",
     "The guest cannot be cloned in this way as it is now.",
     "The message says which disk or snapshot is in the way, and what to do.")
+MIGRATION_BLOCKED = _reason("MIGRATION_BLOCKED", "FailedPrecondition",
+    "The guest cannot be migrated to that host as things are now; nothing was touched.",
+    "CheckMigration (`guestctl migrate GUEST --to HOST --dry-run`) lists what is in the way, each with what to do.")
+MIGRATION_FAILED = _reason("MIGRATION_FAILED", "FailedPrecondition",
+    "The hypervisors gave the migration up; the guest is on the source host, as the message says.",
+    "Correct what the message names, and migrate again.")
+MIGRATION_BROKEN = _reason("MIGRATION_BROKEN", "Internal",
+    "The connection between the hosts broke after the switch to post-copy: each has a part of the guest's memory.",
+    "Mend the connection, then `virsh migrate --postcopy --postcopy-resume` on the source goes on with it (libvirt 8.5 "
+    "and later). Else stop the guest on both hosts and start it: what its memory held is lost.")
 VOLUME_IN_USE = _reason("VOLUME_IN_USE", "FailedPrecondition",
     "A guest uses this volume.",
     "Delete the guest, or detach the disk, first.")
@@ -341,6 +351,10 @@ SHUTDOWN_IGNORED = _reason("SHUTDOWN_IGNORED", "DeadlineExceeded",
 REBOOT_IGNORED = _reason("REBOOT_IGNORED", "DeadlineExceeded",
     "The guest was asked to reboot and was not seen to do so in time; it is still running.",
     "Look at its console; `guestctl reset` reboots it without its cooperation.")
+SUSPEND_IGNORED = _reason("SUSPEND_IGNORED", "DeadlineExceeded",
+    "The guest was asked to suspend and did not do so in time; it is still running.",
+    "Try again when its system has booted (its console shows that); a system without drivers for the host cannot "
+    "suspend.")
 OPERATION_CANCELLED = _reason("OPERATION_CANCELLED", "Cancelled",
     "The operation was cancelled on request, and what it had done was undone.",
     "Nothing; repeat the request if it is wanted after all.")

@@ -27,6 +27,7 @@ class FakeFaults:
             "snapshot_copy_disk",
             "snapshot_restore",
             "volume_fill",
+            "migration_pass",
         }
     )
 
@@ -102,6 +103,8 @@ def fake_provision(
 ) -> Provision:
     """A fake host of its own."""
     worlds = Worlds()
+    path, _, query = uri.partition("?")
+    peer_uri = f"{path}-peer" + (f"?{query}" if query else "")
     world = worlds.get(uri, str(tmp_path))
     return Provision(
         backend=FakeBackend(worlds),
@@ -126,5 +129,6 @@ def fake_provision(
         digest=world.digest,
         network_cidr="10.213.77.0/24",
         directory=tmp_path,
+        peer=peer_uri,
         golden_directory=Path(__file__).parents[1] / "golden" / "fake" if golden else None,
     )

@@ -16,7 +16,7 @@ from virtd_kvm.backend import KvmBackend
 
 from tests.conformance.libvirt_host import GOLDEN, LibvirtFaults, LibvirtOutside
 from tests.guests import CMDLINE, DemoGuest
-from tests.qemu.fixtures import MIB, READY, DaemonConnection, demo, libvirt_host, mac_of
+from tests.qemu.fixtures import MIB, READY, DaemonConnection, demo, libvirt_host, mac_of, private_libvirt
 from virtd.backend.api import ResolvedDisk, ResolvedGuest, ResolvedInterface
 from virtd.backend.conformance.suite import *  # noqa: F403 - the kit is one import
 from virtd.backend.conformance.suite import Bootable, Provision, plain_guest
@@ -86,7 +86,14 @@ class Guests:
 
 
 @pytest.fixture(scope="module")
-def provision(libvirt_host: PrivateLibvirt, demo: DemoGuest) -> Iterator[Provision]:
+def peer() -> Iterator[PrivateLibvirt]:
+    """Another daemon of this machine, to which guests migrate."""
+    with private_libvirt() as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def provision(libvirt_host: PrivateLibvirt, peer: PrivateLibvirt, demo: DemoGuest) -> Iterator[Provision]:
     directory = libvirt_host.directory / "virtd"
     directory.mkdir(exist_ok=True)
     own = libvirt_host.directory / "conformance"
@@ -124,6 +131,7 @@ def provision(libvirt_host: PrivateLibvirt, demo: DemoGuest) -> Iterator[Provisi
         connection=DaemonConnection(libvirt_host),
         network_cidr="10.213.77.0/24",
         directory=directory,
+        peer=peer.uri,
         allowed_directories=(str(libvirt_host.directory), str(demo.kernel.parent)),
         parallel=8,
         max_faults=3,

@@ -24,6 +24,7 @@ from virtd.backend import api, capabilities, hookspecs
 from virtd.cli.ctl.exits import Exit
 from virtd.config import reference
 from virtd.model.guest import StopPolicy
+from virtd.model.migration import MigrationReason
 from virtd.obs.metrics import CATALOGUE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -165,6 +166,7 @@ def test_every_exit_code() -> None:
 
 def test_reasons_that_the_api_names_exist() -> None:
     known = {*errors.catalogue(), *code_pb2.Code.keys(), *StopPolicy}
+    known |= set(MigrationReason)
     for file in descriptors():
         for enum in file.enum_types_by_name.values():
             known |= {value.name for value in enum.values}
@@ -197,10 +199,11 @@ def test_options_that_an_error_names_exist() -> None:
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_metrics_that_a_page_names_exist(path: Path) -> None:
     known = {entry.name for entry in CATALOGUE}
+    packages = {found.name for found in ROOT.glob("backends/*/virtd_*")}
     for name in re.findall(r"\bvirtd_[a-z_]+(?=\b)", path.read_text()):
         base = re.sub(r"_(bucket|count|sum)$", "", name)
         looks_like_one = any(name.startswith(entry.rsplit("_", 2)[0]) for entry in known)
-        if looks_like_one and name not in {"virtd_register_backends", "virtd_client", "virtd_mine"}:
+        if looks_like_one and name not in {"virtd_register_backends", "virtd_client", "virtd_mine", *packages}:
             assert name in known or base in known, name
 
 
@@ -242,3 +245,9 @@ def test_toml_of_the_pages_is_a_good_configuration(tmp_path: Path) -> None:
                 load(file, surroundings=Surroundings(environ={"HOME": "/root"}, uid=0))
                 tried += 1
     assert tried >= 3
+
+
+def test_every_finding_of_a_migration_is_documented() -> None:
+    page_ = (DOCS / "howto/migrate.md").read_text()
+    for reason in MigrationReason:
+        assert f"`{reason.value}`" in page_, reason

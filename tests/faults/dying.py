@@ -27,9 +27,16 @@ from virtd.store import database as store
 from virtd.testing.fake.native import NativeHypervisor
 
 URI: Final = "fake:///dying?persist=1"
+EMULATED: Final = ("copy", "copy-revert", "copy-delete", "soft-reboot", "soft-reset")
+"""Verbs that virtd carries out itself, as the host cannot."""
 DIED: Final = 9
 MOST: Final = 80
 PLACES: Final = ("before-call", "after-call", "before-commit", "after-commit")
+
+
+def uri_of(verb: str) -> str:
+    """The host for a verb."""
+    return f"{URI}&emulate=guest.snapshot,guest.reboot,guest.reset" if verb in EMULATED else URI
 
 
 class Fate:
@@ -90,8 +97,18 @@ async def begin(lab: Lab, verb: str) -> Operation | None:
             return await guests.shutdown(request, name, 30.0, force_after_timeout=False)
         case "suspend":
             return await guests.suspend(request, name)
-        case "reboot":
+        case "reboot" | "soft-reboot":
             return await guests.reboot(request, name)
+        case "soft-reset":
+            return await guests.reset(request, name)
+        case "copy":
+            made = await lab.services.snapshots.create(request, name, SnapshotDraft("s1"))
+            assert isinstance(made, Operation)
+            return made
+        case "copy-revert":
+            return await lab.services.snapshots.revert(request, name, "s0")
+        case "copy-delete":
+            return await lab.services.snapshots.delete(request, name, "s0")
         case "snapshot":
             return await lab.services.snapshots.create(request, name, SnapshotDraft("s1", "", memory=True))
         case "revert":
@@ -113,9 +130,9 @@ async def begin(lab: Lab, verb: str) -> Operation | None:
             from virtd.model.network import NetworkMode, NetworkSpec
 
             lan = NetworkSpec(NetworkMode.NAT, "10.1.0.0/24", autostart=True)
-            made = await lab.services.networks.create(request, "lab", "lan", lan)
-            assert not isinstance(made, str)
-            return made
+            network = await lab.services.networks.create(request, "lab", "lan", lan)
+            assert not isinstance(network, str)
+            return network
         case "image":
             from virtd.model.guest import DiskFormat
 
@@ -133,17 +150,31 @@ async def prepare(lab: Lab, verb: str) -> None:
         return
     if verb == "image":
         _image(lab).write_bytes(bytes(range(256)) * 64)
+    if verb.startswith("copy"):
+        await lab.created("a", blank(), blank("data"))
+        if verb != "copy":
+            write(lab, b"then")
+            await lab.done(await lab.services.snapshots.create(call(), lab.name("a"), SnapshotDraft("s0")))
+        write(lab, b"now")
+        return
     await lab.created("a", blank(), start=verb not in {"start", "volume"})
     if verb == "revert":
         await lab.done(await lab.services.snapshots.create(call(), lab.name("a"), SnapshotDraft("s0", "", memory=True)))
         await lab.done(await lab.services.guests.stop(call(), lab.name("a")))
 
 
+def write(lab: Lab, text: bytes) -> None:
+    """Let the guest have written to its disk."""
+    (guest,) = lab.world.native.guests.values()
+    guest.files.disk["/data"] = text
+    lab.world.save()
+
+
 async def main(place: Path, verb: str, where: str, number: int) -> None:
     """See above."""
     fate = Fate(where, number)
     install(fate)
-    async with running_lab(place, uri=URI, metrics={"interval_s": 3600.0}) as lab:
+    async with running_lab(place, uri=uri_of(verb), metrics={"interval_s": 3600.0}) as lab:
         await prepare(lab, verb)
         await asyncio.sleep(0.02)
         fate.armed = True

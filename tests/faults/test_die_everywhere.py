@@ -7,14 +7,17 @@ then what it says; a repetition of the request is the same operation; nothing is
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.faults.dying import PLACES, URI, begin
+from tests.faults.dying import PLACES, begin, uri_of
 from tests.support.daemons import Lab, running_lab, short_directory
+from virtd.backend.emulate.records import CopyTree, Stage
 from virtd.model.event import EventType
 from virtd.model.operation import OperationState
 from virtd.testing.fake import WORLDS
@@ -42,11 +45,12 @@ async def die_everywhere(base: Path, verb: str, where: str) -> list[Path]:
 
 async def check(place: Path, verb: str) -> str:
     """Take over; how the operation ended."""
-    async with running_lab(place, uri=URI) as lab:
+    uri = uri_of(verb)
+    async with running_lab(place, uri=uri) as lab:
         try:
             return await _judge(lab, verb)
         finally:
-            WORLDS.forget(URI, lab.link.config.directory)
+            WORLDS.forget(uri, lab.link.config.directory)
 
 
 async def _judge(lab: Lab, verb: str) -> str:
@@ -100,13 +104,34 @@ def _check_world(lab: Lab, verb: str, succeeded: bool) -> None:
         assert known[name].status.current_operations == ()
         assert all(snapshot["complete"] for snapshot in guest["snapshots"]), "no snapshot is left half made"
     _check_files(lab, verb, {network["record"]["name"]: network["record"] for network in world["networks"]})
+    if verb in {"copy", "copy-revert", "copy-delete"}:
+        _check_copies(guests["a"], volumes, verb)
+        return
     if verb in {"delete", "volume"} or not succeeded:
         return
     state = {"stop": "STOPPED", "shutdown": "STOPPED", "suspend": "SUSPENDED"}.get(verb, "RUNNING")
     assert guests["a"]["state"] == state
     assert len(volumes) == (2 if verb in {"create", "seeded"} else 1)
+    if verb in {"soft-reboot", "soft-reset"}:
+        # Where a daemon has died after the start and before it could write that down, it is not started again.
+        assert guests["a"]["boots"] == 2
     names = [snapshot["name"] for snapshot in guests["a"]["snapshots"]]
     assert names == {"snapshot": ["s1"], "revert": ["s0"]}.get(verb, [])
+
+
+def _check_copies(guest: dict[str, Any], volumes: list[dict[str, Any]], verb: str) -> None:
+    """The snapshots are whole, the guest's disks are volumes that are, and they hold what they should."""
+    paths = {volume["path"] for volume in volumes}
+    records = CopyTree.of_text(guest["records"])
+    assert [record.name for record in records.records] == {"copy": ["s1"], "copy-revert": ["s0"]}.get(verb, [])
+    assert all(record.stage is Stage.COMPLETE for record in records.records)
+    held = {copy.volume for record in records.records for copy in record.disks}
+    assert held < {volume["name"] for volume in volumes}
+    assert len(volumes) == 2 + len(held), "nothing is left over"
+    disks = {disk["path"] for disk in json.loads(guest["native"])["disks"]}
+    assert disks == paths - {volume["path"] for volume in volumes if volume["name"] in held}
+    content = {"/data": base64.b64encode(b"then" if verb == "copy-revert" else b"now").decode()}
+    assert guest["disk"] == content
 
 
 def _check_files(lab: Lab, verb: str, networks: dict[str, dict[str, object]]) -> None:

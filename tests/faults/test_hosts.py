@@ -67,8 +67,10 @@ async def test_an_operation_waits_for_a_host_that_falls_silent_in_its_middle(lab
     await asyncio.sleep(0.3)
     now = await lab.core.engine.get(operation.name)
     assert now.state is OperationState.RUNNING, "neither failed nor done: nobody knows"
+    assert now.waiting_for == "hosts/lab"
     lab.world.reconnect()
     ended = await lab.done(operation)
+    assert ended.waiting_for == ""
     assert "waiting for the host" in notes(lab, ended)
     assert lab.state("a") is S.RUNNING
     assert len(lab.world.native.guests) == 1
@@ -83,6 +85,33 @@ async def test_an_answer_that_got_lost_is_not_a_second_effect(lab: Lab) -> None:
     assert [s.name for s in (await lab.services.snapshots.list(lab.name("a").host, "a", 0, "")).items] == [
         f"{lab.name('a')}/snapshots/s"
     ]
+
+
+@pytest.mark.parametrize("call_name", ["volume_allocate", "guest_write_config", "guest_create"])
+async def test_what_a_silent_host_has_made_after_all_is_taken_for_ones_own(lab: Lab, call_name: str) -> None:
+    lab.world.faults.fail(call_name, 1, UnavailableError(HOST_UNREACHABLE, "the answer got lost"), after=True)
+    await lab.done(await lab.create("a", blank(), start=True))
+    assert lab.state("a") is S.RUNNING
+    assert len(lab.world.native.guests) == 1
+    assert len(lab.world.native.pools["virtd"].volumes) == 1
+
+
+async def test_a_cancel_that_has_to_take_something_back_waits_for_the_host_and_says_so(lab: Lab) -> None:
+    hang = lab.world.faults.hang("guest_create", deaf=True)
+    operation = await lab.create("a", blank(), start=True)
+    await lab.until(lambda: hang.entered > 0)
+    lab.world.disconnect()
+    hang.release()
+    await asyncio.sleep(0.1)
+    await asyncio.wait_for(lab.core.engine.cancel(operation.name), 1)
+    await asyncio.sleep(0.3)
+    now = await lab.core.engine.get(operation.name)
+    assert (now.state, now.waiting_for, now.stage) == (OperationState.RUNNING, "hosts/lab", "undo:start")
+    lab.world.reconnect()
+    ended = await lab.end(operation)
+    assert (ended.state, ended.waiting_for) == (OperationState.CANCELLED, "")
+    assert lab.world.native.guests == {}
+    assert not lab.world.native.pools["virtd"].volumes
 
 
 async def test_a_reboot_whose_answer_got_lost_is_not_repeated(lab: Lab) -> None:
@@ -110,6 +139,70 @@ async def test_a_cancel_is_obeyed_also_while_the_host_is_silent(lab: Lab) -> Non
     assert "cannot be told" in ended.error.message
 
 
+async def test_an_operation_whose_time_is_over_while_its_host_is_silent_says_so() -> None:
+    with short_directory() as place:
+        async with running_lab(place, operations={"timeouts_s.pause": 1.0}) as lab:
+            await lab.created("a", start=True)
+            hang = lab.world.faults.hang("guest_pause", deaf=True)
+            operation = await lab.services.guests.pause(call(), lab.name("a"))
+            await lab.until(lambda: hang.entered > 0)
+            lab.world.disconnect()
+            hang.release()
+            ended = await lab.failed(operation, "DEADLINE_EXCEEDED")
+            assert ended.error is not None
+            assert "hosts/lab does not answer; whether it took effect cannot be told" in ended.error.message
+            assert ended.waiting_for == ""
+            lab.world.reconnect()
+            # The guest is free for the next operation, which finds out how things are.
+            await lab.until(lambda: lab.link.host.state is HostState.CONNECTED)
+            await lab.done(await lab.services.guests.pause(call(), lab.name("a")))
+            assert lab.state("a") is S.PAUSED
+
+
+async def test_one_whose_time_is_over_takes_back_what_it_may_have_done_when_the_host_is_back() -> None:
+    with short_directory() as place:
+        async with running_lab(place, operations={"timeouts_s.create": 1.0}) as lab:
+            hang = lab.world.faults.hang("guest_create", deaf=True)
+            operation = await lab.create("a", blank(), start=True)
+            await lab.until(lambda: hang.entered > 0)
+            lab.world.disconnect()
+            hang.release()
+
+            async def taking_back() -> bool:
+                return (await lab.core.engine.get(operation.name)).stage.startswith("undo:")
+
+            while not await taking_back():
+                await asyncio.sleep(0.01)
+            assert (await lab.core.engine.get(operation.name)).state is OperationState.RUNNING
+            lab.world.reconnect()
+            ended = await lab.failed(operation, "DEADLINE_EXCEEDED")
+            assert ended.error is not None
+            assert "hosts/lab does not answer, and whether start took effect cannot be told" in ended.error.message
+            assert lab.world.native.guests == {}
+            assert not lab.world.native.pools["virtd"].volumes
+
+
+@pytest.mark.parametrize("call_name", ["guest_create", "guest_write_config"])
+async def test_an_operation_ends_when_the_host_that_it_waits_for_is_given_up(call_name: str) -> None:
+    uri = fresh_uri()
+    with short_directory() as place:
+        async with running_lab(place) as lab:
+            await lab.services.hosts.add(call(), "gone", uri, {})
+            await lab.core.links["gone"].facts(10)
+            world = WORLDS.get(uri)
+            hang = world.faults.hang(call_name, deaf=True)
+            operation = await lab.services.guests.create(call(), "gone", "a", _draft(), start=True)
+            await lab.until(lambda: hang.entered > 0)
+            world.disconnect()
+            hang.release()
+            await asyncio.sleep(0.3)
+            assert (await lab.core.engine.get(operation.name)).waiting_for == "hosts/gone"
+            await lab.services.hosts.remove(call(), "gone", force=True)
+            ended = await lab.failed(operation, "HOST_NOT_FOUND")
+            assert ended.warnings, "what could not be taken back"
+    WORLDS.forget(uri)
+
+
 # --------------------------------------------------------------------------------------- isolation
 
 
@@ -134,9 +227,9 @@ async def test_a_host_that_hangs_costs_no_other_host_anything() -> None:
 
 
 async def test_a_call_that_cannot_be_ended_is_left_to_itself(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    from virtd.inventory import link
+    from virtd.inventory import tasks
 
-    monkeypatch.setattr(link, "CLEAN_UP_S", 0.05)
+    monkeypatch.setattr(tasks, "CLEAN_UP_S", 0.05)
     gate = asyncio.Event()
 
     async def stubborn() -> None:

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 from virtd_kvm.designer import OPTIONS, Platform, design, design_domain
-from virtd_kvm.reader import read_guest
-from virtd_kvm.unmodelled import unmodelled_of
+from virtd_kvm.dialect import DIALECT
 
 from tests.golden.cases import CASES, UUID1
 from virtd.backend.api import Fidelity, NativePlan, ResolvedGuest
 from virtd.backend.needs import needs_of
+from virtd.libvirt.reader import read_guest
 from virtd.libvirt.states import State
+from virtd.libvirt.unmodelled import unmodelled_of
 from virtd.libvirt.xml import (
     boot,
     character,
@@ -95,7 +96,7 @@ def test_what_is_built_is_read_back(name: str) -> None:
     parsed = Domain.parse(plan.native)
     assert parsed.to_xml() == plan.native
     wanted, _ = CASES[name]
-    found = read_guest(UUID1, State(GuestState.STOPPED, "", "shutoff"), parsed, persistent=True)
+    found = read_guest(UUID1, State(GuestState.STOPPED, "", "shutoff"), parsed, DIALECT, persistent=True)
     assert (found.name, found.spec.vcpus, found.spec.direct_kernel_boot) == (
         wanted.name,
         wanted.vcpus,
@@ -104,7 +105,7 @@ def test_what_is_built_is_read_back(name: str) -> None:
     assert [(disk.name, disk.path) for disk in found.disks] == [(disk.name, disk.path) for disk in wanted.disks]
     assert [entry.name for entry in found.interfaces] == [entry.name for entry in wanted.interfaces]
     assert found.spec == as_spec(wanted, *CASES[name])
-    assert unmodelled_of(plan.native) == ()
+    assert unmodelled_of(plan.native, DIALECT) == ()
 
 
 def as_spec(wanted: ResolvedGuest, case: ResolvedGuest, platform: Platform) -> GuestSpec:
@@ -206,7 +207,7 @@ def test_every_field_of_the_spec_is_exercised() -> None:
     for name, case in CASES.items():
         if not name.startswith("rejected"):
             parsed = Domain.parse(design(*case).native)
-            found = read_guest(UUID1, State(GuestState.STOPPED, "", "shutoff"), parsed, persistent=True)
+            found = read_guest(UUID1, State(GuestState.STOPPED, "", "shutoff"), parsed, DIALECT, persistent=True)
             seen |= set(_fields_with_values(found.spec))
     assert declared - seen - NOT_LOWERED == set()
     assert not NOT_LOWERED - declared
@@ -237,7 +238,7 @@ def _fields_with_values(value: object) -> Iterator[str]:
 # What the designer leaves at its default or only a running host shows: tests/qemu sees those.
 PARSED_ONLY = {
     "Channel.kind", "Channel.target", "Channel.state", "Console.kind", "Console.target", "Console.port",
-    "Serial.kind", "Serial.port", "Graphics.kind", "Graphics.port", "Disk.kind", "Disk.driver",
+    "Serial.kind", "Serial.port", "Graphics.kind", "Graphics.port", "Disk.kind", "Disk.driver", "Boot.devices",
     "Interface.target", "Boot.os_type", "Controller.index", "Balloon.model", "RandomSource.model",
     "RandomSource.path", "Filesystem.kind", "HostDevice.mode", "Tpm.backend", "Tpm.version", "Input.bus",
 }  # fmt: skip

@@ -62,7 +62,7 @@ class Connection:
 
 @pytest.fixture(autouse=True)
 def kinds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("virtd_kvm.facts.missing_kinds", lambda _connection: {})
+    monkeypatch.setattr("virtd.libvirt.facts.missing_kinds", lambda _connection: {})
 
 
 def learn(**changes: Any) -> platforms.Platform:

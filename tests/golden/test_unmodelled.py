@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from virtd_kvm.unmodelled import unmodelled_of
+from virtd_kvm.dialect import DIALECT
+
+from virtd.libvirt.unmodelled import unmodelled_of
 
 BASE = """<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>a</name>
 <memory unit='KiB'>65536</memory><currentMemory unit='KiB'>65536</currentMemory><vcpu placement='static'>1</vcpu>
@@ -47,9 +49,9 @@ CASES: list[tuple[str, str, str]] = [
 
 
 def test_what_libvirt_adds_is_no_such_part() -> None:
-    assert unmodelled_of(BASE.format(**PARTS)) == ()
+    assert unmodelled_of(BASE.format(**PARTS), DIALECT) == ()
 
 
 @pytest.mark.parametrize(("place", "part", "path"), CASES, ids=[row[2] for row in CASES])
 def test_what_the_spec_cannot_say_is_named(place: str, part: str, path: str) -> None:
-    assert unmodelled_of(BASE.format(**{**PARTS, place: part})) == (path,)
+    assert unmodelled_of(BASE.format(**{**PARTS, place: part}), DIALECT) == (path,)

@@ -101,17 +101,18 @@ class Kernel:
         found[name] = Content(data, needs, tuple(_information(data, "alias")))
 
 
-def resolve(scratch: Path) -> tuple[KernelPackages, list[str]]:
+def resolve(scratch: Path, metas: tuple[str, ...] = _META_PACKAGES) -> tuple[KernelPackages, list[str]]:
     """Find today's kernel in the package lists; also return the apt options that found it.
 
+    ``metas`` are the packages that depend on the kernel that is wanted; the first one known counts.
     Where the machine has no lists, they are fetched into the scratch folder, for which nobody
     needs to be root.
     """
     try:
-        return _resolve([]), []
+        return _resolve(metas, []), []
     except GuestBuildError:
         options = _own_lists(scratch)
-        return _resolve(options), options
+        return _resolve(metas, options), options
 
 
 def download(wanted: KernelPackages, options: list[str], scratch: Path, store: Path) -> list[Path]:
@@ -133,8 +134,8 @@ def unpack(packages: Iterable[Path], root: Path) -> Kernel:
     return Kernel(root)
 
 
-def _resolve(options: list[str]) -> KernelPackages:
-    for meta in _META_PACKAGES:
+def _resolve(metas: tuple[str, ...], options: list[str]) -> KernelPackages:
+    for meta in metas:
         try:
             image = _show(meta, options)
         except GuestBuildError:
@@ -145,7 +146,7 @@ def _resolve(options: list[str]) -> KernelPackages:
             parts = [package, *_KERNEL_PACKAGE.findall(fields.get("Depends", ""))]
             return KernelPackages(tuple(dict.fromkeys(parts)), fields["Version"])
     raise GuestBuildError(
-        f"apt knows no kernel package ({' or '.join(_META_PACKAGES)}): apt-get update, "
+        f"apt knows no kernel package ({' or '.join(metas)}): apt-get update, "
         "and check that the package sources are Debian's or Ubuntu's for amd64"
     )
 

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
 
 # Which Debian and Ubuntu package brings a program.
 PACKAGES = {
+    "as": "binutils",
     "apt-cache": "apt",
     "apt-get": "apt",
     "busybox": "busybox-static",
     "dpkg-deb": "dpkg",
     "grub-mkimage": "grub-common",
+    "ld": "binutils",
     "ldd": "libc-bin",
     "mcopy": "mtools",
     "mformat": "mtools",
@@ -27,6 +29,9 @@ PACKAGES = {
     "qemu-ga": "qemu-guest-agent",
     "qemu-img": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
+    "setpriv": "util-linux",
+    "ssh": "openssh-client",
+    "virsh": "libvirt-clients",
     "zstd": "zstd",
 }
 

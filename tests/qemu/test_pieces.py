@@ -14,15 +14,16 @@ from uuid import UUID
 import libvirt
 import pytest
 from virtd_kvm.agent import parse_interfaces
-from virtd_kvm.facts import version
 
+from virtd.backend.pictures import to_png
 from virtd.errors import VirtdError
 from virtd.libvirt.errors import translate
+from virtd.libvirt.facts import version
 from virtd.libvirt.lanes import Lane
 from virtd.libvirt.link import Link
 from virtd.libvirt.metrics import sample
-from virtd.libvirt.pictures import to_png
 from virtd.libvirt.states import state_of
+from virtd.libvirt.storage_objects import look_again
 from virtd.libvirt.xml.build import parse, scaled
 from virtd.model.guest import GuestState
 
@@ -179,6 +180,51 @@ def test_hung_call_is_written_off_and_its_thread_is_replaced() -> None:
     while not made[0].closed:  # the written-off thread ends, and takes its connection along
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    lane.close()
+
+
+class _BusyPool:
+    """It is busy for so many looks."""
+
+    def __init__(self, busy: int, error: libvirt.libvirtError) -> None:
+        self.looks = 0
+        self._busy = busy
+        self._error = error
+
+    def refresh(self, _flags: int) -> None:
+        self.looks += 1
+        if self.looks <= self._busy:
+            raise self._error
+
+
+def test_a_pool_in_which_others_work_is_waited_for() -> None:
+    busy = native(libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_FROM_STORAGE)
+    pool = _BusyPool(2, busy)
+    look_again(pool)
+    assert pool.looks == 3
+    with pytest.raises(libvirt.libvirtError):
+        look_again(_BusyPool(9, busy), 0.0)
+    broken = _BusyPool(1, native(libvirt.VIR_ERR_SYSTEM_ERROR, libvirt.VIR_FROM_STORAGE))
+    with pytest.raises(libvirt.libvirtError):
+        look_again(broken)
+    assert broken.looks == 1
+
+
+def test_the_way_to_the_host_does_not_count_as_the_calls_own_time() -> None:
+    opened, free = [], threading.Event()
+
+    def connect(_held: Link | None) -> Link:
+        free.wait(20)
+        opened.append(time.monotonic())
+        return Link(_Connection())
+
+    lane = Lane("test", 1, connect, lambda link: link.release())
+    job = lane.submit("call", lambda _connection: job.started)
+    while job.started is None:
+        time.sleep(0.001)
+    assert lane.overdue(job, 0.0), "but a way without an end has one"
+    free.set()
+    assert job.future.result(5) >= opened[0]
     lane.close()
 
 

@@ -13,11 +13,11 @@ from uuid import uuid4
 
 import libvirt
 import pytest
-from virtd_kvm.places import SYSTEM_POOL, default_pool_path
 
 from tests.qemu.fixtures import MIB, Context, Lab
 from virtd.backend.api import HostConfig, StorageFacet, VolumeRequest
 from virtd.errors import VirtdError
+from virtd.libvirt.places import SYSTEM_POOL, default_pool_path
 from virtd.model.guest import DiskFormat
 from virtd.model.storage import PoolState
 

@@ -100,7 +100,9 @@ class Fakes:
     def server_info(self, caller: str) -> ServerInfo:
         return ServerInfo("0.1.0", ("virtd.v1",), ("f",), (BackendInfo("kvm"),), "instance", NOW, caller)
 
-    async def hosts_add(self, call: Call, host_id: str, uri: str, labels: dict[str, str]) -> Host:
+    async def hosts_add(
+        self, call: Call, host_id: str, uri: str, labels: dict[str, str], options: dict[str, str]
+    ) -> Host:
         return Host(f"hosts/{host_id}", "kvm", uri, labels=labels)
 
     def hosts_get(self, host_id: str) -> Host:
@@ -115,7 +117,7 @@ class Fakes:
     async def hosts_probe(self, host_id: str) -> Host:
         return self.hosts_get(host_id)
 
-    def hosts_capabilities(self, host_id: str) -> tuple[Capability, ...]:
+    def hosts_capabilities(self, host_id: str, **_of: object) -> tuple[Capability, ...]:
         return (Capability("guest.pause", CapabilityLevel.PARTIAL, CapabilityProvenance.PROBED, "why"),)
 
     def guests_get(self, name: GuestName) -> GuestView:

@@ -50,6 +50,7 @@ _MODULES = [
             "server",
             "snapshot",
             "storage",
+            "transfer",
             "trash",
             "upload",
         )

@@ -89,6 +89,14 @@ def test_start_waits_and_says_what_happened(ctl: Ctl, server: ScriptedServer) ->
     assert len(request.request_id) == 36
 
 
+def test_what_waits_for_its_host_says_so(ctl: Ctl, server: ScriptedServer) -> None:
+    server.on("StartGuest", started(state="OPERATION_STATE_PENDING", **WEB))
+    server.on("WaitOperation", STILL, STILL, STILL, DONE)
+    server.on("GetOperation", operation("operations/1", waiting_for="hosts/a", **BOOT), RUNNING)
+    lines = ctl("start", "a/web1").err.splitlines()
+    assert lines[:2] == [f"start hosts/a/guests/web1: boot{more}" for more in (", waiting for hosts/a", "")]
+
+
 def test_quiet_says_nothing_and_a_format_prints_the_result(ctl: Ctl, server: ScriptedServer) -> None:
     server.on("StartGuest", started(state="OPERATION_STATE_PENDING", **WEB))
     server.on("WaitOperation", DONE)

@@ -314,6 +314,29 @@ def test_capabilities_with_their_reasons(ctl: Ctl, server: ScriptedServer) -> No
     assert {call.request.name for call in server.calls_of("GetCapabilities")} == {"hosts/a"}
 
 
+def test_capabilities_with_their_proof(ctl: Ctl, server: ScriptedServer) -> None:
+    script_everything(server)
+    proven = capability_pb2.Capability(
+        id="guest.pause", level="CAPABILITY_LEVEL_NATIVE", provenance="CAPABILITY_PROVENANCE_VERIFIED"
+    )
+    proven.verified_with = "QEMU 7.2.22, libvirt 9.0.0"
+    proven.verified_time.FromJsonString("2026-01-02T03:04:05Z")
+    server.on("GetCapabilities", host_pb2.GetCapabilitiesResponse(capabilities=[proven]))
+    shown = ctl("capabilities", "a", "--machine", "xenpv").out
+    assert "VERIFIED WITH" in shown.splitlines()[0]
+    assert "NATIVE  VERIFIED    QEMU 7.2.22, libvirt 9.0.0" in shown
+    assert "2026-01-02" in ctl("capabilities", "a", "-o", "wide").out
+    assert valid(ctl("capabilities", "a", "-o", "json").json)["items"][0]["verified_with"] == proven.verified_with
+    assert server.calls_of("GetCapabilities")[0].request.machine == "xenpv"
+
+
+def test_capabilities_of_a_guest(ctl: Ctl, server: ScriptedServer) -> None:
+    script_everything(server)
+    assert ctl("capabilities", "--guest", "hosts/a/guests/web1").code == 0
+    (call,) = server.calls_of("GetCapabilities")
+    assert (call.request.name, call.request.guest) == ("hosts/a", "hosts/a/guests/web1")
+
+
 def test_pools_of_several_hosts_when_one_is_dead(ctl: Ctl, server: ScriptedServer) -> None:
     dead = virtd_fail(14, "HOST_UNREACHABLE", "Unavailable", message="b is away")
     without = virtd_fail(9, "CAPABILITY_UNSUPPORTED", "Unsupported", message="no pools here")

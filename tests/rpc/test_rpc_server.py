@@ -41,6 +41,7 @@ SERVICES = {
     "virtd.v1.ServerService",
     "virtd.v1.SnapshotService",
     "virtd.v1.TrashService",
+    "virtd.v1.TransferService",
     "virtd.v1.UploadService",
     "virtd.v1.VolumeService",
     "google.longrunning.Operations",

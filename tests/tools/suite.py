@@ -2,6 +2,7 @@
 
 ``python -m tests.tools.suite [STEP...] [--pytest=ARGUMENTS]``: without steps, all of them.  Steps are the static
 checks (``static``, or one of them by name) and the tiers ``unit``, ``rpc``, ``docs``, ``conformance`` and ``qemu``.
+The tier ``lab`` runs only when it is named.
 Every step runs even when an earlier one failed; the exit code is 1 if any failed.  A tier in which no test ran
 has failed.
 """
@@ -29,10 +30,12 @@ FOLDERS: Final = {
     "rpc": ("tests/rpc", "tests/faults", "tests/e2e"),
     "docs": ("tests/docs", "tests/packaging"),
     "conformance": ("tests/conformance",),
+    "lab": ("tests/lab",),
 }
 """Tiers by folder.  The tier ``unit`` has every other one, so that no test belongs to none."""
 
 TIERS: Final = ("unit", "rpc", "docs", "conformance", "qemu")
+ON_REQUEST: Final = ("lab",)
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,11 @@ def tier(name: str, more: list[str]) -> Step:
         command[1:1] = ["-m", "tests.tools.reaper", sys.executable]
         # A guest that boots keeps one core busy, and tests wait more than they work: two at a time.
         command += ["-m", "qemu", "-n", "2", "--dist", "loadfile", "tests"]
+    elif name == "lab":
+        # A host keeps one core busy; which hosts a file needs decides how many run.
+        command += ["-m", "lab", "-n", "2", "--dist", "loadfile", *FOLDERS[name]]
     else:
-        command += ["-m", "not qemu", "-n", "auto", "--dist", "loadfile"]
+        command += ["-m", "not qemu and not lab", "-n", "auto", "--dist", "loadfile"]
         if name == "unit":
             others = [folder for folders in FOLDERS.values() for folder in folders]
             command += ["tests", *(f"--ignore={folder}" for folder in others)]
@@ -138,7 +144,8 @@ def compare_generated() -> int:
 def chosen(names: list[str], more: list[str]) -> list[Step]:
     """The steps of these names, in the usual order."""
     every = [*static(), *(tier(name, more) for name in TIERS)]
-    known = {step.name for step in every} | {"static"}
+    every += [tier(name, more) for name in ON_REQUEST if name in names]
+    known = {step.name for step in every} | {"static", *ON_REQUEST}
     unknown = sorted(set(names) - known)
     if unknown:
         raise SystemExit(f"no such step: {', '.join(unknown)}; there are {', '.join(sorted(known))}")

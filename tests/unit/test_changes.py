@@ -33,6 +33,7 @@ from virtd.model.guest import (
     InterfaceKind,
     InterfaceSpec,
 )
+from virtd.model.host import GuestDefaults
 from virtd.service.changes import Presence, merged, without_secrets
 from virtd.service.update_resolve import settled
 
@@ -146,7 +147,7 @@ def test_every_path_of_a_difference_can_be_asked_for(current: GuestSpec, wanted:
 @given(SPECS)
 def test_what_is_shown_is_a_document_that_changes_nothing(spec: GuestSpec) -> None:
     assert merged(spec, spec, Presence.of(spec), ["spec"]) == spec
-    assert settled(spec, spec) == spec
+    assert settled(spec, spec, GuestDefaults()) == spec
 
 
 def test_what_an_entry_leaves_out_stays() -> None:
@@ -230,7 +231,7 @@ def test_defaults_are_written_out_only_where_something_changes() -> None:
     wanted = replace(
         adopted, vcpus=None, disks=(*adopted.disks, DiskSpec("new", volume="w")), interfaces=(InterfaceSpec("n"),)
     )
-    full = settled(adopted, wanted)
+    full = settled(adopted, wanted, GuestDefaults())
     assert full.graphics is None
     assert full.disks[0] == adopted.disks[0]
     assert full.disks[1].bus is DiskBus.VIRTIO

@@ -98,7 +98,7 @@ def test_several_documents_in_one_file() -> None:
         ("vcpus: 2", "vcpus: 2\n  vcpus: 3", "spec.vcpus: is there twice"),
         ("vcpus: 2", "vcpus: [2]", "spec.vcpus: must be a single value"),
         ("256MiB", "256 Megs", "spec.memory_bytes: '256 Megs' is not a size"),
-        ("accelerator: tcg", "accelerator: tgc", "'tgc' is none of auto, kvm, tcg; did you mean 'tcg'?"),
+        ("accelerator: tcg", "accelerator: tgc", "'tgc' is none of auto, kvm, tcg, native; did you mean 'tcg'?"),
         ("serial_console: no", "serial_console: 1", "spec.serial_console: must be true or false"),
         ("labels: {env: prod}", "labels: {env: 1.10}", 'metadata.labels.env: must be a text; quote it: "1.10"'),
         ("labels: {env: prod}", "labels: [env]", "metadata.labels: must be a mapping"),

@@ -40,6 +40,7 @@ RENAMED = {
 }
 # Records that are converted by hand, or not at all.
 BY_HAND = {
+    "MigrationRequest": "MigrationOptions, with the bare id of the host for its name, read by the servicer",
     "Event": "its payload is bytes: convert/events.py",
     "AgentCommand": "built from ExecCommandRequest by the servicer, which knows the default time limit",
     "AgentOutput": "one of ExecStreamResponse's steps: made in the servicer",
@@ -51,6 +52,7 @@ BY_HAND = {
 }
 # Messages of resources that no record stands behind.
 NO_RECORD = {
+    "MigrationOptions": "see MigrationRequest in BY_HAND",
     "Event": "see BY_HAND",
     "EventBatch": "joined from bytes: convert/events.py",
     "Bookmark": "a token",

@@ -108,6 +108,22 @@ async def test_a_running_guest_takes_what_it_can_and_says_what_waits(lab: Lab) -
     assert lowering.parse(native(lab, "a").active).watchdog is not None
 
 
+async def test_the_first_volume_of_a_host_lies_where_its_pool_is(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the default pool is made, where it will lie is a guess, and a wrong one on a system's libvirt."""
+    await lab.created("a", start=True)
+    assert not lab.world.native.pools
+    make = lab.world.native.pool_create
+
+    async def elsewhere(name: str, _path: str) -> Any:
+        return await make(name, "/elsewhere/images")
+
+    monkeypatch.setattr(lab.world.native, "pool_create", elsewhere)
+    await updated(lab, "a", asked(disks=(blank("first"),)))
+    for text in (native(lab, "a").native, native(lab, "a").active):
+        (disk,) = lowering.parse(text).disks
+        assert disk.path.startswith("/elsewhere/images/")
+
+
 async def test_modes(lab: Lab) -> None:
     before = await lab.created("a", blank(), start=True, max_vcpus=4)
     with pytest.raises(FailedPreconditionError) as refused:

@@ -73,10 +73,18 @@ def test_uri() -> None:
     assert options.without == {"guest.pause", "guest.reset"}
 
 
+def test_uri_of_another_machine() -> None:
+    worlds = Worlds(ManualClock())
+    assert parse_uri("fake://far.example/lab").path == "//far.example/lab"
+    assert worlds.get("fake://far.example/lab") is worlds.get("fake://far.example/lab?latency=0.1")
+    assert worlds.get("fake://far.example/lab") is not worlds.get("fake:///lab")
+
+
 @pytest.mark.parametrize(
     "uri",
     [
-        "fake://host/x",
+        "fake://somebody@host/x",
+        "fake://host:1/x",
         "fake:///?guest=5",
         "fake:///?guests=many",
         "fake:///?guests=-1",

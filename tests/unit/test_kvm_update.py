@@ -11,11 +11,12 @@ from uuid import UUID
 import pytest
 from lxml import etree
 from virtd_kvm.designer import Platform, design
-from virtd_kvm.effects import UNPLUG_REASON, Facts, effects_of
+from virtd_kvm.effects import POLICY, UNPLUG_REASON
 
 from virtd.backend import capabilities as caps
 from virtd.backend.api import ResolvedDisk, ResolvedGuest, ResolvedInterface, UpdateEffect
 from virtd.backend.pending import pending_fields
+from virtd.libvirt.effects import Facts, effects_of
 from virtd.libvirt.xml.build import parse, render
 from virtd.libvirt.xml.merge import merge, names_of_disks, names_of_interfaces
 from virtd.model.changes import NAMED_LISTS
@@ -211,13 +212,14 @@ PATHS: dict[str, tuple[str, ResolvedGuest]] = {
 def effect(label: str, **facts: Any) -> tuple[UpdateEffect, str]:
     path, wanted = PATHS[label]
     known = {"config": native(), "live": native(), "capacities": {DATA.path: MIB}, **facts}
-    (entry,) = effects_of(Facts(**known), GUEST, wanted, [path])
+    (entry,) = effects_of(POLICY, Facts(**known), GUEST, wanted, [path])
     assert entry.reason or entry.effect is E.LIVE
     return entry.effect, entry.reason
 
 
 def page() -> dict[str, str]:
-    rows = re.findall(r"^\| (.+?) \| (LIVE|NEXT_BOOT|REPLACE|REJECTED|NONE)\b[^|]*\|", PAGE.read_text(), re.MULTILINE)
+    section = PAGE.read_text().partition("## What a change does to a running guest on KVM")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (.+?) \| (LIVE|NEXT_BOOT|REPLACE|REJECTED|NONE)\b[^|]*\|", section, re.MULTILINE)
     return {field.replace("`", ""): word for field, word in rows}
 
 
@@ -238,11 +240,11 @@ def test_the_page_names_every_field_of_the_spec() -> None:
 def test_processors_are_not_taken_out_under_tcg() -> None:
     two = changed(vcpus=2)
     facts = Facts(config=native(two), live=native(two))
-    (entry,) = effects_of(facts, two, GUEST, ["spec.vcpus"])
+    (entry,) = effects_of(POLICY, facts, two, GUEST, ["spec.vcpus"])
     assert (entry.effect, entry.reason) == (E.NEXT_BOOT, UNPLUG_REASON)
     accelerated = native(two)
     accelerated.set("type", "kvm")
-    (entry,) = effects_of(Facts(config=native(two), live=accelerated), two, GUEST, ["spec.vcpus"])
+    (entry,) = effects_of(POLICY, Facts(config=native(two), live=accelerated), two, GUEST, ["spec.vcpus"])
     assert entry.effect is E.LIVE
 
 
@@ -269,7 +271,7 @@ def test_without_a_free_port_a_device_waits() -> None:
     # Two devices need two ports.
     both = changed(disks=(DATA, CD, replace(DATA, name="one"), replace(DATA, name="two")))
     etree.SubElement(live.find("devices"), "controller", type="pci", index="99", model="pcie-root-port")
-    found = effects_of(Facts(native(), live), GUEST, both, ["spec.disks[one]", "spec.disks[two]"])
+    found = effects_of(POLICY, Facts(native(), live), GUEST, both, ["spec.disks[one]", "spec.disks[two]"])
     assert [entry.effect for entry in found] == [E.LIVE, E.NEXT_BOOT]
 
 
@@ -288,6 +290,14 @@ def test_pending_fields_are_those_that_somebody_changed() -> None:
     running = GuestSpec(vcpus=2, memory_bytes=64, max_memory_bytes=128, cpu=CpuSpec(features=(CpuFeature("a"),)))
     config = GuestSpec(vcpus=2, memory_bytes=64, cpu=CpuSpec())
     assert pending_fields(running, config) == (), "libvirt's features, a ceiling that nobody set"
+    # A host-model is written out as a model with features, the virtualization extensions among them.
+    written = replace(running, cpu=CpuSpec(model="EPYC", nested=True, features=(CpuFeature("a"),)))
+    assert pending_fields(written, replace(config, cpu=CpuSpec(model="host-model"))) == ()
+    assert pending_fields(written, replace(config, cpu=CpuSpec(model="host-model", nested=False))) == (
+        "spec.cpu.nested",
+    )
+    passed = replace(running, cpu=CpuSpec(model="host-passthrough", nested=True))
+    assert pending_fields(passed, replace(config, cpu=CpuSpec(model="host-passthrough"))) == ("spec.cpu.nested",)
     # Also where a live change is on its way: should the guest never obey, it is so at its next start.
     assert pending_fields(running, replace(config, memory_bytes=96)) == ("spec.memory_bytes",)
     assert pending_fields(running, replace(config, memory_bytes=256)) == ("spec.memory_bytes",)

@@ -72,6 +72,8 @@ TABLE: Final[Mapping[str, Rule]] = {
             "CreateGuest", "UpdateGuest", "DeleteGuest", "AdoptGuest", "CloneGuest", "ReleaseGuest", audited=True),
     **_rows("virtd.v1.TrashService", _P.GUESTS_READ, "ListTrash", "GetTrashEntry"),
     **_rows("virtd.v1.TrashService", _P.GUESTS_MANAGE, "RecoverGuest", "PurgeTrash", audited=True),
+    **_rows("virtd.v1.TransferService", _P.GUESTS_READ, "CheckMigration"),
+    **_rows("virtd.v1.TransferService", _P.GUESTS_MANAGE, "Migrate", audited=True),
     **_rows("virtd.v1.DeviceService", _P.GUESTS_MANAGE,
             "AttachDisk", "DetachDisk", "ResizeDisk", "AttachInterface", "DetachInterface", "SetLink", "InsertMedium",
             "EjectMedium", audited=True),

@@ -53,8 +53,14 @@ from virtd.backend.facets_diagnosis import DiagnosisFacet
 from virtd.backend.facets_lifecycle import AutostartFacet as AutostartFacet
 from virtd.backend.facets_lifecycle import DefinitionFacet as DefinitionFacet
 from virtd.backend.facets_lifecycle import DiskFile as DiskFile
+from virtd.backend.facets_migration import MigrationFacet as MigrationFacet
+from virtd.backend.facets_migration import MigrationOrder as MigrationOrder
+from virtd.backend.facets_migration import MigrationSide as MigrationSide
+from virtd.backend.facets_migration import MigrationTimes as MigrationTimes
+from virtd.backend.facets_migration import MovedDisk as MovedDisk
 from virtd.backend.facets_network import NetworkChangeFacet as NetworkChangeFacet
 from virtd.backend.facets_network import NetworkRequest as NetworkRequest
+from virtd.backend.facets_parts import VolumePartsFacet as VolumePartsFacet
 from virtd.backend.facets_snapshots import SnapshotFacet as SnapshotFacet
 from virtd.backend.facets_snapshots import SnapshotPlan as SnapshotPlan
 from virtd.backend.facets_snapshots import SnapshotRequest as SnapshotRequest
@@ -432,7 +438,9 @@ class SuspendFacet(Protocol):
     async def suspend_guest(self, uuid: UUID, context: CallContext) -> None:
         """Save and stop; a suspended guest stays so (success).  Cancellable: it then runs on.
 
-        :raises FailedPreconditionError: INVALID_STATE, the guest is stopped.
+        :raises FailedPreconditionError: INVALID_STATE, the guest is stopped; or it is paused, where its system has to
+            do its part.
+        :raises DeadlineExceededError: SUSPEND_IGNORED, its system did not; the guest runs on.
         """
 
     async def discard_saved_state(self, uuid: UUID, context: CallContext) -> None:
@@ -583,6 +591,7 @@ class Facets:
     pools: PoolFacet | None = None
     volume_changes: VolumeChangeFacet | None = None
     volume_transfer: VolumeTransferFacet | None = None
+    volume_parts: VolumePartsFacet | None = None
     networks: NetworkFacet | None = None
     network_changes: NetworkChangeFacet | None = None
     serial_console: SerialConsoleFacet | None = None
@@ -597,6 +606,7 @@ class Facets:
     autostart: AutostartFacet | None = None
     backup: BackupFacet | None = None
     update: UpdateFacet | None = None
+    migration: MigrationFacet | None = None
 
 
 # --------------------------------------------------------------------------------------- level 0
@@ -693,4 +703,15 @@ class EmbeddingBackend(Protocol):
         It outlives virtd, and so do its guests.  Idempotent.  None: not possible on this machine.
 
         :raises UnavailableError: LIBVIRT_MISSING or the like, with what to install.
+        """
+
+
+@runtime_checkable
+class CheckingBackend(Protocol):
+    """A backend that can tell from a host's configuration alone that it will never work.  Optional."""
+
+    def check_host(self, config: HostConfig) -> None:
+        """Look at the URI, the options, and the files of virtd's machine that they name.  No connection is made.
+
+        :raises InvalidArgumentError: CONFIG_INVALID, with what to do.
         """

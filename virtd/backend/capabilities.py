@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from virtd.errors import unsupported
-from virtd.model.host import Capability, CapabilityLevel, CapabilityProvenance
+from virtd.model.host import Capability, CapabilityLevel, CapabilityProvenance, HostFacts
 
 # fmt: off
 LIFECYCLE: Final = "guest.lifecycle"
@@ -87,6 +87,10 @@ CLONE: Final = "guest.clone"
 CLONE_LINKED: Final = "guest.clone.linked"
 TRASH: Final = "guest.trash"
 AUTOSTART: Final = "guest.autostart"
+MIGRATE: Final = "guest.migrate"
+MIGRATE_LIVE: Final = "guest.migrate.live"
+MIGRATE_STORAGE: Final = "guest.migrate.storage"
+MIGRATE_POSTCOPY: Final = "guest.migrate.postcopy"
 
 SUMMARIES: Final[Mapping[str, str]] = {
     LIFECYCLE: "define, start, stop and delete guests",
@@ -162,6 +166,10 @@ SUMMARIES: Final[Mapping[str, str]] = {
     CLONE_LINKED: "clone a stopped guest, its disks shared by overlays",
     TRASH: "keep a deleted guest's definition and disks so that it can be brought back",
     AUTOSTART: "start a guest with its host",
+    MIGRATE: "move a stopped guest to another host of the same hypervisor",
+    MIGRATE_LIVE: "move a guest to another host of the same hypervisor while it runs",
+    MIGRATE_STORAGE: "copy the disks of a guest along while it moves and runs",
+    MIGRATE_POSTCOPY: "let a guest run on the other host before all of its memory has arrived",
 }
 """Every capability that virtd knows, in the order of the matrix."""
 # fmt: on
@@ -204,6 +212,10 @@ FACET_OF: Final[Mapping[str, str]] = {
     DIAGNOSIS: "diagnosis",
     TRASH: "definitions",
     AUTOSTART: "autostart",
+    MIGRATE: "definitions",
+    MIGRATE_LIVE: "migration",
+    MIGRATE_STORAGE: "migration",
+    MIGRATE_POSTCOPY: "migration",
     UPDATE: "update",
     UPDATE_DISKS: "update",
     UPDATE_INTERFACES: "update",
@@ -215,6 +227,9 @@ FACET_OF: Final[Mapping[str, str]] = {
     UPDATE_VCPUS_UNPLUG: "update",
 }
 """The field of :class:`virtd.backend.api.Facets` without which a capability cannot be there."""
+
+COMPANIONS: Final[Mapping[str, str]] = {"volume_parts": "volume_transfer"}
+"""Facets that a host may have besides another one, with the same capability."""
 
 
 def native(capability: str, provenance: CapabilityProvenance = CapabilityProvenance.DECLARED) -> Capability:
@@ -238,6 +253,15 @@ def complete(stated: Iterable[Capability]) -> tuple[Capability, ...]:
     """One entry for every known capability, in the matrix's order; what is not stated is UNSUPPORTED."""
     by_id = {entry.id: entry for entry in stated}
     return tuple(by_id.get(id_, absent(id_, "the backend does not offer it")) for id_ in SUMMARIES)
+
+
+def of_kind(facts: HostFacts, machine: str) -> tuple[Capability, ...]:
+    """What can be done with guests of a kind; the host's own list where the machine names no kind."""
+    kinds = [kind for kind in facts.guest_kinds if kind.machine == machine]
+    if not kinds:
+        return facts.capabilities
+    differing = {entry.id: entry for kind in kinds for entry in kind.capabilities}
+    return tuple(differing.get(entry.id, entry) for entry in facts.capabilities)
 
 
 def require(capabilities: Iterable[Capability], capability: str, *, resource: str = "") -> Capability:

@@ -33,10 +33,12 @@ class SnapshotRequest:
 class SnapshotPlan:
     """What a call will do, decided before its first side effect, and journalled by the core.
 
-    :param location: ``internal`` or ``external`` (or the backend's own word).
+    :param location: ``internal``, ``external`` or ``copy`` (or the backend's own word).
     :param reason: why there, for a person.
     :param volumes: the files that will be made, as ``pool/volume``: the guest owns them from now on.
     :param removed: the files that will be removed, in the same form.
+    :param replaced: for a revert: volumes that the guest will use no more, in the same form.  The backend
+        leaves them; the core deletes those that the guest owned and nothing else needs.
     :param detail: the backend's own text: names, paths, chains.  The core gives it back unread.
     """
 
@@ -45,6 +47,7 @@ class SnapshotPlan:
     kind: SnapshotKind = SnapshotKind.DISK
     volumes: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
     detail: str = ""
 
 
@@ -63,7 +66,9 @@ class SnapshotFacet(Protocol):
         """Where it would be kept, and why.
 
         :raises UnsupportedError: this guest cannot have this kind now; the reason says why.
-        :raises FailedPreconditionError: SNAPSHOT_MIXED, SNAPSHOT_BLOCKED or SNAPSHOT_CHAIN_BROKEN.
+        :raises FailedPreconditionError: SNAPSHOT_MIXED, SNAPSHOT_BLOCKED or SNAPSHOT_CHAIN_BROKEN;
+            INVALID_STATE where only a guest that does not run can have any.
+        :raises ResourceExhaustedError: STORAGE_FULL, where the room that it takes is known before.
         """
 
     async def create_snapshot(
@@ -84,7 +89,9 @@ class SnapshotFacet(Protocol):
         """How the guest would be made what it was.
 
         :raises NotFoundError: SNAPSHOT_NOT_FOUND.
-        :raises FailedPreconditionError: SNAPSHOT_CHAIN_BROKEN, SNAPSHOT_BLOCKED or VOLUME_IN_USE.
+        :raises FailedPreconditionError: SNAPSHOT_CHAIN_BROKEN, SNAPSHOT_BLOCKED or VOLUME_IN_USE; INVALID_STATE
+            where only a guest that does not run can be reverted.
+        :raises ResourceExhaustedError: STORAGE_FULL, where the room that it takes is known before.
         """
 
     async def revert_snapshot(

@@ -106,13 +106,20 @@ class VolumeChangeFacet(Protocol):
         name: str,
         format: DiskFormat,  # noqa: A002 - the API's name
         context: CallContext,
+        *,
+        source_format: DiskFormat | None = None,
     ) -> Volume:
         """Make a volume that stands alone, with the source's content in this format.
 
         Reports bytes where it can.  A cancel undoes it; where the native copy cannot be aborted, after its end.
 
+        :param source_format: what the guest that it belongs to takes it for; None: what the host takes it for.  A
+            guest can write on its raw disk what looks like an image that is based on a file of the host: such a disk
+            is copied as it is or refused, never followed.
+
         :raises NotFoundError: POOL_NOT_FOUND or VOLUME_NOT_FOUND (the source).
         :raises AlreadyExistsError: VOLUME_EXISTS; the existing volume is not touched.
+        :raises InvalidArgumentError: IMAGE_INVALID, it is not what ``source_format`` says.
         :raises ResourceExhaustedError: STORAGE_FULL; nothing is left behind.
         """
 

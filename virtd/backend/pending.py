@@ -51,4 +51,7 @@ def _comparable(running: CpuSpec | None, config: CpuSpec | None) -> CpuSpec | No
     if {(f.name, f.policy) for f in config.features} <= {(f.name, f.policy) for f in features}:
         features = config.features
     model = config.model if config.model == "host-model" else running.model
-    return replace(running, features=features, model=model)
+    # The virtualization extensions are among the features that a model is written out with.
+    written_out = config.model not in ("", "host-passthrough", "maximum")
+    nested = config.nested if written_out and config.nested is None else running.nested
+    return replace(running, features=features, model=model, nested=nested)

@@ -23,6 +23,7 @@ from uuid import UUID
 import structlog
 
 from virtd.backend.api import GuestSummary, NativeGuest
+from virtd.backend.capabilities import of_kind
 from virtd.errors import GUEST_EXISTS, GUEST_NOT_FOUND, HOST_NOT_FOUND, AlreadyExistsError, NotFoundError
 from virtd.events import EventLog
 from virtd.inventory.records import (
@@ -64,6 +65,11 @@ _OF_A_BOOT: Final = (ConditionType.BOOTED, ConditionType.AGENT_READY, ConditionT
 _LASTING: Final = (ConditionType.CRASH_LOOP,)
 """Conditions that a guest also has while it is down."""
 
+MIGRATED: Final = "MIGRATED"
+"""The reason that hypervisors give for a guest that runs on elsewhere."""
+MOVED: Final = "MOVED"
+"""The reason in the events of a guest that has another name because it is on another host."""
+
 
 class Inventory:
     """All guests and hosts.  Every method belongs to the event loop and returns at once."""
@@ -80,6 +86,7 @@ class Inventory:
         """The last picture of guests whose host is not there (any more, or yet)."""
         self._settled = False
         self._elsewhere: set[tuple[str, UUID]] = set()
+        self._moving: set[UUID] = set()
         self.reboots: dict[UUID, int] = {}
         """How often each guest was seen to reboot since the daemon's start."""
         self.metrics: dict[UUID, GuestMetrics] = {}
@@ -181,7 +188,7 @@ class Inventory:
                 payload=self._encoders.host(host),
                 attributes={"state": host.state.value},
             )
-        if old is not None and old.facts.capabilities != host.facts.capabilities:
+        if old is not None and _abilities(old) != _abilities(host):
             for uid in list(self._by_host.get(host_id, ())):
                 self._update(uid, lambda guest: guest)
 
@@ -265,10 +272,8 @@ class Inventory:
         view = self._views.pop(uid, None)
         if view is None:
             return None
-        name = view.key
-        if self._names.get((name.host, name.guest)) == uid:
-            del self._names[name.host, name.guest]
-        self._by_host[name.host].discard(uid)
+        self._unindex(view)
+        self._moving.discard(uid)
         self.metrics.pop(uid, None)
         # The event goes first: a crash between the two must not lose it.
         self._tell_removed(view)
@@ -287,6 +292,54 @@ class Inventory:
             connection.execute("DELETE FROM guests WHERE uid = ?", (str(uid),))
 
         return self._database.submit(delete)
+
+    def set_moving(self, uid: UUID, *, moving: bool) -> None:
+        """Whether a guest is on its way to another host: that the old one loses it is then no news."""
+        if moving:
+            self._moving.add(uid)
+        else:
+            self._moving.discard(uid)
+
+    async def move(
+        self, uid: UUID, name: GuestName, owned_volumes: Sequence[str], edit: Callable[[Guest], Guest]
+    ) -> None:
+        """The guest is on another host now, with all that virtd knows of it.  Durable when it returns; idempotent.
+
+        Two events in a row: GUEST_REMOVED of the old name, GUEST_ADDED of the new one, the same UUID and the
+        reason MOVED in both.
+
+        :param edit: what else changes of what the user owns; pure.
+        :raises NotFoundError: GUEST_NOT_FOUND, the guest is gone.
+        :raises AlreadyExistsError: GUEST_EXISTS, another guest has the name.
+        """
+        holder = self._names.get((name.host, name.guest))
+        if holder not in (None, uid):
+            raise AlreadyExistsError(GUEST_EXISTS, f"there is a guest {name.guest} on {name.host}", resource=str(name))
+        old = self._known(uid)
+        if old.key == name:
+            return
+
+        def moved(view: GuestView) -> GuestView:
+            guest = edited(view.guest, lambda guest: replace(edit(guest), name=str(name)))
+            guest = replace(guest, status=replace(guest.status, current_operations=()))
+            return GuestView(*self._encode(self._derive(guest)), tuple(owned_volumes))
+
+        await self._database.write(upsert(moved(old)))
+        view = moved(self._known(uid))
+        self._unindex(old)
+        self._index(view)
+        state = view.guest.status.state.value
+        removed = {"previous_state": state, "reason": MOVED, "moved_to": view.guest.name}
+        self._events.emit(EventType.GUEST_REMOVED, old.guest.name, uid=str(uid), attributes=removed)
+        self._emit(EventType.GUEST_ADDED, view, {"state": state, "reason": MOVED, "moved_from": old.guest.name})
+        self._database.submit(upsert(view))
+        self._elsewhere = {(host, other) for host, other in self._elsewhere if other != uid}
+
+    def _unindex(self, view: GuestView) -> None:
+        name = view.key
+        if self._names.get((name.host, name.guest)) == view.guest.uid:
+            del self._names[name.host, name.guest]
+        self._by_host[name.host].discard(view.guest.uid)
 
     # ---------------------------------------------------------------------- what the hosts report
 
@@ -331,11 +384,15 @@ class Inventory:
         if view is None:
             self._add_foreign(host_id, uid, name or str(uid), state, native_state)
             return
+        if uid in self._moving and reason == MIGRATED:
+            return  # it does not stop: it goes on elsewhere
         self._update(uid, lambda guest: with_state(fresh(guest), state, reason, native_state))
 
     def observe(self, host_id: str, native: NativeGuest) -> None:
         """The host described a guest in full."""
         if self._belongs_elsewhere(host_id, native.uuid):
+            return
+        if native.uuid in self._moving and native.state_reason == MIGRATED and native.state is GuestState.STOPPED:
             return
         if native.uuid not in self._views:
             self._add_foreign(host_id, native.uuid, native.name, native.state, native.native_state)
@@ -371,7 +428,7 @@ class Inventory:
         disks may still be there.
         """
         view = self._views.get(uid)
-        if view is None or view.key.host != host_id:
+        if view is None or view.key.host != host_id or uid in self._moving:
             return
         if view.guest.status.origin is Origin.FOREIGN:
             self.forget(uid)
@@ -466,7 +523,7 @@ class Inventory:
         if status.origin is Origin.FOREIGN and (status.stale_since is not None or status.presence is Presence.ABSENT):
             self.forget(uid)  # it has moved
             return False
-        if (host_id, uid) not in self._elsewhere:
+        if (host_id, uid) not in self._elsewhere and uid not in self._moving:
             self._elsewhere.add((host_id, uid))
             log.warning("guest_known_elsewhere", host=host_id, uid=str(uid), guest=view.guest.name)
         return True
@@ -512,9 +569,8 @@ class Inventory:
     def _derive(self, guest: Guest) -> Guest:
         host = self._hosts.get(parse_guest(guest.name).host)
         status = guest.status
-        actions = allowed_actions(
-            status.state, status.origin, status.presence, host.facts.capabilities if host is not None else ()
-        )
+        capabilities = of_kind(host.facts, guest.spec.machine) if host is not None else ()
+        actions = allowed_actions(status.state, status.origin, status.presence, capabilities)
         if status.state not in _RUNNING and (status.conditions or status.addresses):
             lasting = tuple(condition for condition in status.conditions if condition.type in _LASTING)
             status = replace(status, conditions=lasting, addresses=())
@@ -528,3 +584,7 @@ class Inventory:
         self._views[view.guest.uid] = view
         self._names[name.host, name.guest] = view.guest.uid
         self._by_host.setdefault(name.host, set()).add(view.guest.uid)
+
+
+def _abilities(host: Host) -> object:
+    return host.facts.capabilities, host.facts.guest_kinds

@@ -18,6 +18,7 @@ from uuid import UUID
 
 import structlog
 
+from virtd.backend import verified
 from virtd.backend.api import (
     Backend,
     EventSourceFacet,
@@ -27,7 +28,7 @@ from virtd.backend.api import (
     NativeEvent,
     NativeEventType,
 )
-from virtd.backend.capabilities import EVENTS, complete, emulated
+from virtd.backend.capabilities import EVENTS, complete, emulated, of_kind
 from virtd.errors import (
     BACKEND_ERROR,
     HOST_UNREACHABLE,
@@ -39,6 +40,7 @@ from virtd.errors import (
 from virtd.inventory.inventory import Inventory
 from virtd.inventory.readiness import Readiness
 from virtd.inventory.records import without_password
+from virtd.inventory.tasks import Tasks
 from virtd.model.guest import ConditionStatus, ConditionType, GuestState
 from virtd.model.host import Capability, CapabilityLevel, Host, HostFacts, HostState
 from virtd.obs import tracing
@@ -52,8 +54,6 @@ Prepare = Callable[[HostConfig], Awaitable[HostConfig]]
 """What must happen before a host can be opened; gives the configuration to open it with."""
 DETAIL_PARALLEL: Final = 4
 """How many guests are read in full at the same time."""
-CLEAN_UP_S: Final = 5.0
-"""So long a call that was given up may take to clean up; then it is left to itself."""
 RESUBSCRIBE_S: Final = 1.0
 PROBE_AGAIN_S: Final = 15.0
 """How long after a probe that failed the next one is tried."""
@@ -91,7 +91,7 @@ class HostLink:
         self._origin = origin
         self._session: HostSession | None = None
         self._task: asyncio.Task[None] | None = None
-        self._children: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks(config.id)
         self._facts = asyncio.Event()
         self._connecting = asyncio.Lock()
         self._settled = asyncio.Event()
@@ -129,11 +129,7 @@ class HostLink:
     async def stop(self) -> None:
         """Let go of the host; guests run on.  Idempotent."""
         self._readiness.stop()
-        tasks = [task for task in (self._task, *self._children) if task is not None]
-        for task in tasks:
-            task.cancel()
-        if tasks:  # bounded: a call that does not let itself be cancelled must not keep the daemon
-            await asyncio.wait(tasks, timeout=CLEAN_UP_S + 1.0)
+        await self._tasks.stop(self._task)
         session, self._session = self._session, None
         if session is not None:
             with contextlib.suppress(Exception):
@@ -164,6 +160,10 @@ class HostLink:
         """What the host can do: probed if it was, else as the backend declares."""
         probed = self.host.facts.capabilities
         return probed or complete(self.backend.descriptor.capabilities)
+
+    def capabilities_of(self, machine: str) -> tuple[Capability, ...]:
+        """What can be done with guests of this machine: what the host can do, where that is no kind of its own."""
+        return of_kind(self.host.facts, machine) or self.capabilities
 
     async def facts(self, timeout_s: float = 45.0) -> HostFacts:
         """What the probe found; waits for a probe that is under way.
@@ -196,19 +196,14 @@ class HostLink:
         name = getattr(work, "__qualname__", "call").rpartition(".")[2]
         limit = self.config.call_timeout_s + 5.0 if timeout_s is None else timeout_s
         with tracing.span(f"backend {name}", host=self.id):
-            task = asyncio.create_task(work, name=f"{self.id} {name}")
-            try:
-                await asyncio.wait({task}, timeout=limit)
-            finally:  # also when the waiting itself is cancelled
-                if not task.done():
-                    task.cancel()
-                    self._keep(task)
-                    await asyncio.wait({task}, timeout=CLEAN_UP_S)
-            if not task.done() or task.cancelled():
+            task: asyncio.Task[T] | None = await self._tasks.ended(work, f"{self.id} {name}", limit)
+            if task is None:
                 raise self._unreachable("the call was not answered in time")
             try:
                 return task.result()
-            except VirtdError:
+            except VirtdError as error:
+                if error.reason is HOST_UNREACHABLE:
+                    error.with_resource(f"hosts/{self.id}")  # of an operation's hosts, which one
                 raise
             except Exception as error:
                 log.exception("backend_defect", host=self.id, call=name)
@@ -274,7 +269,7 @@ class HostLink:
         source = self._session.facets.event_source
         if source is not None:
             # Subscribed before the first list: nothing can fall between them.
-            self._spawn(self._consume(source, source.events()))
+            self._tasks.spawn(self._consume(source, source.events()))
         self._connected()
         await self._periodically(source is not None)
 
@@ -310,9 +305,9 @@ class HostLink:
         if is_due("resync", self._options.resync_s if has_events else self._options.poll_s):
             await self._resync_or_lose()
         if is_due("metrics", self._options.metrics_s):
-            self._spawn(self._sample())
+            self._tasks.spawn(self._sample())
         if not self._facts.is_set() and not self._connecting.locked() and is_due("probe", PROBE_AGAIN_S):
-            self._spawn(self._after_connect())
+            self._tasks.spawn(self._after_connect())
         await self._readiness.check()
 
     async def _try_again(self) -> None:
@@ -338,7 +333,7 @@ class HostLink:
         self._inventory.put_host(
             replace(self.host, state=HostState.CONNECTED, last_error=None, last_contact_time=datetime.now(UTC))
         )
-        self._spawn(self._after_connect())
+        self._tasks.spawn(self._after_connect())
 
     async def _after_connect(self) -> None:
         async with self._connecting:
@@ -373,7 +368,7 @@ class HostLink:
         self._inventory.put_host(
             replace(
                 self.host,
-                facts=replace(facts, capabilities=capabilities),
+                facts=verified.known(self.backend.descriptor, replace(facts, capabilities=capabilities)),
                 last_contact_time=datetime.now(UTC),
             )
         )
@@ -411,13 +406,13 @@ class HostLink:
             case NativeEventType.GUEST_UNDEFINED:
                 self._mark(event.uuid)
                 # Redefining also says "undefined" on some drivers: ask before believing.
-                self._spawn(self._refresh_quietly(event.uuid))
+                self._tasks.spawn(self._refresh_quietly(event.uuid))
             case NativeEventType.GUEST_STATE if event.state is not None:
                 self._mark(event.uuid)
                 self._inventory.observe_state(
                     self.id, event.uuid, event.state, reason=event.reason, native_state=event.detail, name=event.name
                 )
-                self._spawn(self._refresh_quietly(event.uuid))
+                self._tasks.spawn(self._refresh_quietly(event.uuid))
             case NativeEventType.GUEST_WATCHDOG:
                 self._inventory.observe_watchdog(event.uuid, event.reason)
             case NativeEventType.GUEST_REBOOTED | NativeEventType.AGENT_CONNECTED | NativeEventType.AGENT_DISCONNECTED:
@@ -429,14 +424,14 @@ class HostLink:
                         self.id, event.uuid, event.state or GuestState.STOPPED, name=event.name
                     )
                 self._mark(event.uuid)
-                self._spawn(self._refresh_quietly(event.uuid))
+                self._tasks.spawn(self._refresh_quietly(event.uuid))
 
     def _handle_inside(self, type_: NativeEventType, uid: UUID, reason: str) -> None:
         if type_ is NativeEventType.GUEST_REBOOTED:
             self._inventory.observe_reboot(uid, reason)
             self._readiness.look_again(uid)
         elif type_ is NativeEventType.AGENT_CONNECTED:
-            self._spawn(self._readiness.check_guest(uid))
+            self._tasks.spawn(self._readiness.check_guest(uid))
         else:
             self._inventory.observe_condition(uid, ConditionType.AGENT_READY, ConditionStatus.FALSE, "DISCONNECTED")
 
@@ -461,25 +456,6 @@ class HostLink:
                 self.on_sampled(time.monotonic() - started)
         except VirtdError as error:
             log.info("metrics_unavailable", host=self.id, error=error.message)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._keep(task)
-        task.add_done_callback(self._report)
-
-    def _keep(self, task: asyncio.Task[Any]) -> None:
-        """Hold on to a task until it ends."""
-        self._children.add(task)
-        task.add_done_callback(self._discard)
-
-    def _discard(self, task: asyncio.Task[Any]) -> None:
-        self._children.discard(task)
-        if not task.cancelled():
-            task.exception()  # seen
-
-    def _report(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("link_defect", host=self.id, exc_info=error)
 
     def _unreachable(self, why: str = "") -> UnavailableError:
         error = None

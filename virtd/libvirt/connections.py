@@ -18,7 +18,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -30,6 +30,7 @@ from virtd.libvirt import events
 from virtd.libvirt.errors import translate, unreachable
 from virtd.libvirt.lanes import Job, Lane
 from virtd.libvirt.link import Link
+from virtd.model.host import HostCheck
 
 _log: Final = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -51,10 +52,11 @@ class LaneName(enum.Enum):
     CHANGE = "change"
     BULK = "bulk"
     AGENT = "agent"
+    SAMPLE = "sample"
 
 
 # Copies load the host; agents mostly make a thread wait.
-_SIZES: Final = {LaneName.BULK: 4, LaneName.AGENT: 8}
+_SIZES: Final = {LaneName.BULK: 4, LaneName.AGENT: 8, LaneName.SAMPLE: 1}
 
 
 class ChangeCallback(Protocol):
@@ -62,6 +64,19 @@ class ChangeCallback(Protocol):
 
     def __call__(self, *, connected: bool, why: str) -> None:
         """``why`` is a sentence after a loss, empty otherwise."""
+
+
+class Way(Protocol):
+    """What is known of the way to a host of another machine, beyond libvirt.  Blocking; on worker threads."""
+
+    def before(self) -> VirtdError | None:
+        """Why an attempt to open is in vain; None: it may work."""
+
+    def after(self, failure: VirtdError) -> VirtdError:
+        """Why an attempt has failed, as far as that can be found out: a better error, or the same."""
+
+    def checks(self, connection: Any) -> Sequence[HostCheck]:
+        """How good the way is that works."""
 
 
 def parse_uri(uri: str) -> tuple[str, str]:
@@ -86,6 +101,8 @@ class HostConnections:
 
     :param host: the host's id, for traces and metrics.
     :param call_timeout_s: the limit of calls that name none.
+    :param way: looks for the reason when the host cannot be reached.
+    :param shown: the URI as people know it, for messages.
     """
 
     def __init__(
@@ -95,10 +112,14 @@ class HostConnections:
         host: str = "",
         workers: int = 4,
         call_timeout_s: float = 30.0,
+        way: Way | None = None,
+        shown: str = "",
     ) -> None:
         self._host: Final = host
         self._driver, self._transport = parse_uri(uri)
         self.uri: Final = _never_ask(uri, self._transport)
+        self._shown: Final = shown or uri
+        self._way: Final = way
         self.call_timeout_s: Final = call_timeout_s
         self._shared: Final = self._driver == "test"
         self._on_connected: Callable[[Any], list[int]] | None = None
@@ -124,6 +145,11 @@ class HostConnections:
     def connected(self) -> bool:
         """Whether the host answered last."""
         return self._connected
+
+    @property
+    def way(self) -> Way | None:
+        """What is known of the way to the host, where it is another machine."""
+        return self._way
 
     @property
     def local(self) -> bool:
@@ -230,17 +256,15 @@ class HostConnections:
         result: _T = waiter.result()
         return result
 
-    @contextlib.contextmanager
-    def main(self) -> Iterator[Any]:
-        """The event connection, for what outlives a worker's job (streams).  On worker threads.
+    def main(self) -> Link:
+        """The event connection, for what outlives a worker's job (streams): use it alone, on worker threads.
 
         :raises UnavailableError: HOST_UNREACHABLE, the host is away.
         """
         link = self._main
         if link is None:
             raise self._away()
-        with link.use() as connection:
-            yield connection
+        return link
 
     def _away(self) -> VirtdError:
         if self._last_error is not None:
@@ -275,11 +299,21 @@ class HostConnections:
         try:
             connection = libvirt.openAuth(self.uri, [[], _no_credentials, None], 0)
         except libvirt.libvirtError as error:
-            raise _open_error(error, self.uri) from error
+            raise _open_error(error, self._shown) from error
         interval, count = _KEEPALIVE_LOCAL if self.local else _KEEPALIVE_REMOTE
         with contextlib.suppress(libvirt.libvirtError):  # in-process drivers have none, and cannot hang that way
             connection.setKeepAlive(interval, count)
         return connection
+
+    def _open_explained(self) -> Any:
+        if self._way is None:
+            return self._open_blocking()
+        if (vain := self._way.before()) is not None:
+            raise vain
+        try:
+            return self._open_blocking()
+        except UnavailableError as error:
+            raise self._way.after(error) from error
 
     async def _connect(self) -> None:
         """Open the event connection, abandoning what hangs, and make it the current one."""
@@ -288,7 +322,7 @@ class HostConnections:
         done, _ = await asyncio.wait(self._openers, timeout=self.call_timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if not done:
             self._last_error = unreachable(
-                f"opening {self.uri} took longer than {self.call_timeout_s:g} s", call="virConnectOpenAuth"
+                f"opening {self._shown} took longer than {self.call_timeout_s:g} s", call="virConnectOpenAuth"
             )
             raise self._last_error
         self._openers.difference_update(done)
@@ -313,7 +347,7 @@ class HostConnections:
             self._note_loss(link, libvirt.VIR_CONNECT_CLOSE_REASON_ERROR)
 
     def _open_and_prepare(self) -> Link:
-        connection = self._open_blocking()
+        connection = self._open_explained()
         link = Link(connection)
         try:
             self._prepare(link, connection)
@@ -357,7 +391,7 @@ class HostConnections:
         link.release()
         self._main = None
         self._lost.set()
-        _log.warning("lost the connection", extra={"uri": self.uri, "why": words})
+        _log.warning("lost the connection", extra={"uri": self._shown, "why": words})
         if self._on_change is not None:
             self._on_change(connected=False, why=words)
 
@@ -374,10 +408,10 @@ class HostConnections:
                 try:
                     await self._connect()
                 except VirtdError as error:
-                    _log.debug("still away", extra={"uri": self.uri, "why": error.message})
+                    _log.debug("still away", extra={"uri": self._shown, "why": error.message})
                 except Exception:
-                    _log.exception("reconnecting failed", extra={"uri": self.uri})
-            _log.info("connected again", extra={"uri": self.uri})
+                    _log.exception("reconnecting failed", extra={"uri": self._shown})
+            _log.info("connected again", extra={"uri": self._shown})
             if self._on_change is not None:
                 self._on_change(connected=True, why="")
 

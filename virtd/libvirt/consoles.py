@@ -19,10 +19,11 @@ from uuid import UUID
 import libvirt
 
 from virtd.backend.capabilities import CONSOLE_SERIAL
-from virtd.errors import unsupported
+from virtd.errors import UnavailableError, unsupported
 from virtd.libvirt.connections import HostConnections
 from virtd.libvirt.errors import unreachable
 from virtd.libvirt.guests import require_active
+from virtd.libvirt.link import Link
 from virtd.libvirt.xml.domain import Domain
 
 _CHUNK: Final = 64 * 1024
@@ -59,7 +60,8 @@ class Consoles:
 
         def run(_worker: Any) -> Console:
             # The stream lives longer than a worker's job, so it goes over the event connection.
-            with self._connections.main() as connection:
+            link = self._connections.main()
+            with link.use_alone() as connection:
                 domain = connection.lookupByUUID(uuid.bytes)
                 require_active(domain, "open the console")
                 described = Domain.parse(domain.XMLDesc(0))
@@ -67,7 +69,7 @@ class Consoles:
                     raise unsupported(CONSOLE_SERIAL, "the guest has no serial console")
                 stream = connection.newStream(libvirt.VIR_STREAM_NONBLOCK)
                 domain.openConsole(None, stream, libvirt.VIR_DOMAIN_CONSOLE_FORCE)
-            return Console(self._connections, stream, loop)
+            return Console(self._connections, link, stream, loop)
 
         return await self._connections.call("virDomainOpenConsole", run)
 
@@ -75,8 +77,9 @@ class Consoles:
 class Console:
     """An open console: one reader, one writer."""
 
-    def __init__(self, connections: HostConnections, stream: Any, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, connections: HostConnections, link: Link, stream: Any, loop: asyncio.AbstractEventLoop) -> None:
         self._connections: Final = connections
+        self._link: Final = link
         self._stream: Final = stream
         self._loop: Final = loop
         self._received: Final[deque[bytes]] = deque()
@@ -207,7 +210,8 @@ class Console:
         threading.Thread(target=self._abort, name="libvirt-console-close", daemon=True).start()
 
     def _abort(self) -> None:
-        with contextlib.suppress(libvirt.libvirtError):
+        # Where the connection is gone, so is the stream.
+        with contextlib.suppress(libvirt.libvirtError, UnavailableError), self._link.use_alone():
             self._stream.abort()
 
     def _hand_over(self, function: Callable[..., None], *arguments: Any) -> None:

@@ -24,7 +24,7 @@ from virtd.errors import (
 )
 from virtd.libvirt.connections import HostConnections, LaneName
 from virtd.libvirt.guests import Guests, is_active
-from virtd.libvirt.storage_objects import delete_native, pool_at, volume_or_none
+from virtd.libvirt.storage_objects import delete_native, look_again, pool_at, volume_or_none
 from virtd.libvirt.xml.definition import name_of, renamed, variables_path, with_disk_files
 from virtd.libvirt.xml.storage import PoolXml, VolumeXml
 from virtd.model.guest import DiskFormat
@@ -207,7 +207,7 @@ def _directory(connection: Any, path: str) -> Iterator[Any]:
     directory = str(PurePosixPath(path).parent)
     holder = pool_at(connection, directory)
     if holder is not None:
-        holder.refresh(0)
+        look_again(holder)
         yield holder
         return
     pool = connection.storagePoolCreateXML(

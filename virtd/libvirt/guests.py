@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
@@ -12,6 +13,7 @@ import libvirt
 from virtd.backend.api import CallContext, GuestSummary
 from virtd.errors import (
     GUEST_EXISTS,
+    GUEST_NOT_FOUND,
     INVALID_STATE,
     AlreadyExistsError,
     FailedPreconditionError,
@@ -21,6 +23,7 @@ from virtd.errors import (
 from virtd.libvirt.connections import HostConnections, LaneName
 from virtd.libvirt.errors import translate
 from virtd.libvirt.states import ACTIVE, State, state_of
+from virtd.libvirt.xml.records import records_of, with_records
 from virtd.model.guest import GuestState
 
 _T = TypeVar("_T")
@@ -28,6 +31,8 @@ _T = TypeVar("_T")
 Description = tuple[State, str, bool]
 """State, XML as it is now, and whether the definition is persistent."""
 
+_DISSOLVE_S: Final = 25.0  # less than a call may take
+_DISSOLVE_POLL_S: Final = 0.1
 _OLD_XML_FLAGS: Final = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
 _UNDEFINE_FLAGS: Final = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
@@ -58,10 +63,15 @@ def require_active(domain: Any, action: str) -> None:
 
 
 class Guests:
-    """The guests of one host."""
+    """The guests of one host.
 
-    def __init__(self, connections: HostConnections) -> None:
+    :param untouchable: domains that are no guests: for every caller they do not exist.
+    """
+
+    def __init__(self, connections: HostConnections, untouchable: Collection[UUID] = ()) -> None:
         self._connections: Final = connections
+        self._untouchable: Final = frozenset(untouchable)
+        self._in_bulk = True
 
     async def on_domain(
         self,
@@ -77,15 +87,30 @@ class Guests:
 
         :raises NotFoundError: GUEST_NOT_FOUND.
         """
+        self._refuse_untouchable(uuid)
 
         def run(connection: Any) -> _T:
             return function(connection.lookupByUUID(uuid.bytes))
 
         return await self._connections.call(name, run, lane=lane, timeout_s=timeout_s, unlimited=unlimited)
 
+    def _refuse_untouchable(self, uuid: UUID) -> None:
+        if uuid in self._untouchable:
+            raise NotFoundError(GUEST_NOT_FOUND, f"the domain {uuid} is part of the host, and no guest")
+
     async def list(self) -> Sequence[GuestSummary]:
-        """Every guest: one bulk call, and one more for those that are saved to disk."""
-        return await self._connections.call("virConnectGetAllDomainStats", _list)
+        """Every guest: one bulk call, and one more for those that are saved to disk.
+
+        Drivers without such a call are asked for each guest, and for the bulk call only once.
+        """
+
+        def run(connection: Any) -> list[GuestSummary]:
+            found = _states_in_bulk(connection) if self._in_bulk else None
+            self._in_bulk = found is not None
+            return _summaries(connection, _states_of_each(connection) if found is None else found)
+
+        found = await self._connections.call("virConnectGetAllDomainStats", run)
+        return [guest for guest in found if guest.uuid not in self._untouchable]
 
     async def describe(self, uuid: UUID) -> Description:
         """State, the XML as it is now, and whether the definition is persistent."""
@@ -114,6 +139,7 @@ class Guests:
 
         :raises AlreadyExistsError: GUEST_EXISTS, another guest has the name.
         """
+        self._refuse_untouchable(uuid)
 
         def run(connection: Any) -> Description:
             holder = _find(lambda: connection.lookupByName(name))
@@ -125,7 +151,8 @@ class Guests:
                 )
             before = _find(lambda: connection.lookupByUUID(uuid.bytes))
             old_xml = None if before is None else before.XMLDesc(_OLD_XML_FLAGS)
-            domain = connection.defineXML(xml)
+            records = "" if old_xml is None else records_of(old_xml)
+            domain = connection.defineXML(with_records(xml, records) if records else xml)
             try:
                 if autostart is not None and bool(domain.autostart()) != autostart:
                     domain.setAutostart(int(autostart))
@@ -151,6 +178,7 @@ class Guests:
                     "cannot delete a guest that runs",
                     allowed_actions=("stop", "shutdown"),
                 )
+            _wait_inactive(domain)
             _undefine(domain)
 
         await self._unless_gone(uuid, "virDomainUndefineFlags", run)
@@ -243,6 +271,24 @@ class Guests:
             return
 
 
+def _wait_inactive(domain: Any) -> None:
+    """Wait for what is left of a guest that is down already: libxl takes its devices apart after it has said so.
+
+    Undefined before that, it would be listed for a while, and its disks in use.
+
+    :raises FailedPreconditionError: INVALID_STATE, it takes too long.
+    """
+    deadline = time.monotonic() + _DISSOLVE_S
+    while domain.isActive():
+        if time.monotonic() >= deadline:
+            raise FailedPreconditionError(
+                INVALID_STATE,
+                "cannot delete the guest: it is down, but the host has not yet taken its devices apart",
+                allowed_actions=("stop",),
+            )
+        time.sleep(_DISSOLVE_POLL_S)
+
+
 def _describe(domain: Any) -> Description:
     return native_state(domain), domain.XMLDesc(0), bool(domain.isPersistent())
 
@@ -280,17 +326,32 @@ def _undefine(domain: Any) -> None:
         raise refused
 
 
-def _list(connection: Any) -> list[GuestSummary]:
+_States = list[tuple[Any, int, int]]
+
+
+def _states_in_bulk(connection: Any) -> _States | None:
+    """None where the driver has no such call."""
     try:
         rows = connection.getAllDomainStats(
             libvirt.VIR_DOMAIN_STATS_STATE, libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
         )
-        found = [(domain, row["state.state"], row.get("state.reason", 0)) for domain, row in rows]
     except libvirt.libvirtError as error:
         if error.get_error_code() not in (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_INVALID_ARG):
             raise
-        found = [(domain, *_state_or_gone(domain)) for domain in connection.listAllDomains(0)]
-        found = [row for row in found if row[1] is not None]
+        return None
+    return [(domain, row["state.state"], row.get("state.reason", 0)) for domain, row in rows]
+
+
+def _states_of_each(connection: Any) -> _States:
+    found = []
+    for domain in connection.listAllDomains(0):
+        state, reason = _state_or_gone(domain)
+        if state is not None:
+            found.append((domain, state, reason))
+    return found
+
+
+def _summaries(connection: Any, found: _States) -> list[GuestSummary]:
     saved = _saved(connection) if any(state == libvirt.VIR_DOMAIN_SHUTOFF for _, state, _ in found) else frozenset()
     summaries = []
     for domain, state, reason in found:

@@ -22,6 +22,7 @@ from virtd.errors import DEVICE_BUSY, FailedPreconditionError, NativeError
 from virtd.libvirt.connections import LaneName
 from virtd.libvirt.errors import code_of, native_of
 from virtd.libvirt.guests import Guests, is_active, require_active
+from virtd.libvirt.storage_objects import look_again
 from virtd.libvirt.xml.build import Element, attribute, element, parse, render
 from virtd.libvirt.xml.merge import names_of_disks, names_of_interfaces, target_of
 from virtd.libvirt.xml.metadata import NAMESPACE, Metadata
@@ -33,7 +34,9 @@ _LIVE: Final = libvirt.VIR_DOMAIN_AFFECT_LIVE
 _KIB: Final = 1024
 _POLL_S: Final = 0.25
 _ASK_AGAIN_S: Final = 5.0
-_BALLOON_S: Final = 5.0
+_OBEY_S: Final = 5.0
+# Xen counts a few pages of its own as the guest's.
+_BALLOON_SLACK_KIB: Final = 1024
 RELEASE_S: Final = 30.0
 """How long a guest may take to let go of a device: a system that boots hears the request only later."""
 # What libvirt says while an earlier request to unplug the same device is still open, or when it gave up waiting.
@@ -181,15 +184,17 @@ class Hotplug:
 
         await self._change(uuid, "virDomainUpdateDeviceFlags", run)
 
-    async def set_vcpus(self, uuid: UUID, count: int) -> None:
-        """Plug virtual processors in or out, up to what the guest was started with."""
+    async def set_vcpus(self, uuid: UUID, count: int, context: CallContext) -> None:
+        """Plug virtual processors in or out, up to what the guest was started with; wait until they are."""
 
         def run(domain: Any) -> None:
             require_active(domain, "change virtual processors")
-            if domain.vcpusFlags(_LIVE) != count:
+            if domain.vcpusFlags(_LIVE) != count or domain.info()[3] != count:
                 domain.setVcpusFlags(count, _LIVE)
 
         await self._change(uuid, "virDomainSetVcpusFlags", run)
+        if not await self._becomes(uuid, lambda domain: domain.info()[3] == count):
+            context.warn(f"the guest has not got to {count} virtual processors yet; it does so in its own time")
 
     async def set_memory(self, uuid: UUID, memory_bytes: int, context: CallContext) -> None:
         """Set the balloon's target, and wait for a moment until the guest has obeyed.
@@ -203,12 +208,17 @@ class Hotplug:
             domain.setMemoryFlags(wanted, _LIVE)
 
         await self._change(uuid, "virDomainSetMemoryFlags", run)
-        deadline = time.monotonic() + _BALLOON_S
-        while await self._guests.on_domain(uuid, "virDomainGetInfo", lambda domain: domain.info()[2]) != wanted:
+        if not await self._becomes(uuid, lambda domain: abs(domain.info()[2] - wanted) <= _BALLOON_SLACK_KIB):
+            context.warn("the guest has not given or taken all of the memory yet; it does so in its own time")
+
+    async def _becomes(self, uuid: UUID, test: Callable[[Any], bool]) -> bool:
+        """Whether a guest obeys within a moment."""
+        deadline = time.monotonic() + _OBEY_S
+        while not await self._guests.on_domain(uuid, "virDomainGetInfo", test):
             if time.monotonic() > deadline:
-                context.warn("the guest has not given or taken all of the memory yet; it does so in its own time")
-                return
+                return False
             await asyncio.sleep(_POLL_S)
+        return True
 
     async def set_io_tune(self, uuid: UUID, name: str, tune: IoTune | None) -> None:
         """Limit a disk; None takes all limits away."""
@@ -255,6 +265,11 @@ def capacity_of(domain: Any, path: str) -> int | None:
     """The size in bytes that a guest sees of a disk's file; None where libvirt cannot tell."""
     try:
         return int(domain.blockInfo(path)[0])
+    except libvirt.libvirtError as error:
+        if code_of(error) != libvirt.VIR_ERR_NO_SUPPORT:
+            return None
+    try:  # libxl: the pool knows what the hypervisor's driver is not asked
+        return int(domain.connect().storageVolLookupByPath(path).info()[1])
     except libvirt.libvirtError:
         return None
 
@@ -323,7 +338,7 @@ def _resize_file(connection: Any, path: str, capacity_bytes: int) -> None:
         if code_of(error) != libvirt.VIR_ERR_NO_STORAGE_VOL:
             raise
         for pool in connection.listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE):
-            pool.refresh(0)
+            look_again(pool)
         volume = connection.storageVolLookupByPath(path)
     if volume.info()[1] < capacity_bytes:
         volume.resize(capacity_bytes, 0)

@@ -164,6 +164,8 @@ class Worker(threading.Thread):
         job.started = time.monotonic()
         try:
             self._link = self._lane.connect(self._link)
+            # By ssh the way there can take longer than the call may: it has a time of its own, as long.
+            job.started = time.monotonic()
             with self._link.use() as connection:
                 result = job.function(connection)
         except libvirt.libvirtError as error:

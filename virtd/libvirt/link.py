@@ -4,6 +4,11 @@ libvirt frees a connection when it is closed, also while another thread is in a 
 talks to the daemon, which may hang; and callbacks that are still registered keep the connection
 alive for ever.  So users are counted, and the last one's end, or the release, closes it on a thread
 of its own.
+
+Two threads must never wait in calls on one connection.  Before version 10.4, libvirt leaves the event
+source of one that is interrupted behind, pointing into its stack (CVE-2024-4418); when the connection dies
+meanwhile, as with a daemon that was stopped, the other thread falls over it and the process is gone.
+Debian 12's libvirt has this.  :meth:`Link.use_alone` is for connections that several threads know.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ class Link:
         self.generation = generation
         self.callbacks: list[int] = []
         self._lock: Final = threading.Lock()
+        self._alone: Final = threading.Lock()
         self._users = 0
         self._released = False
         self._closed: Final = threading.Event()
@@ -52,6 +58,15 @@ class Link:
                 last = self._unused()
             if last:
                 self._close_later()
+
+    @contextlib.contextmanager
+    def use_alone(self) -> Iterator[Any]:
+        """As :meth:`use`, one thread after the other.
+
+        :raises UnavailableError: HOST_UNREACHABLE, it was released.
+        """
+        with self._alone, self.use() as connection:
+            yield connection
 
     def is_alive(self) -> bool:
         """Whether the connection is open, as far as is known without asking."""
@@ -85,7 +100,7 @@ class Link:
         ]
         try:
             for step in (*steps, self._connection.unregisterCloseCallback, self._connection.close):
-                with contextlib.suppress(libvirt.libvirtError):
+                with contextlib.suppress(libvirt.libvirtError), self._alone:
                     step()
         finally:
             self._closed.set()

@@ -53,19 +53,27 @@ _WATCHDOG_ACTIONS: Final = {
 
 # Where the state after the event has to be asked for: see states.state_after.
 _ASK: Final = frozenset({"SAVED", "FAILED"})
+_DOWN: Final = (GuestState.STOPPED, GuestState.SUSPENDED, GuestState.CRASHED)
 # All later events wait for the answer.
 _ASK_S: Final = 2.0
+# ... which decides, where reboots stop, whether a guest is down at all.
+_ASK_ABOUT_REBOOT_S: Final = 10.0
 
 
 class EventSource:
     """All events of one host.  One consumer.
 
     :param hidden: names of guests that are nobody's business (a backend's own probes).
+    :param reboots_stop: the driver tells a reboot by a start and the end of what ran before, in this order: a guest
+        that runs after its end has rebooted.
     """
 
-    def __init__(self, guests: Guests, *, hidden: Callable[[str], bool] = lambda _name: False) -> None:
+    def __init__(
+        self, guests: Guests, *, hidden: Callable[[str], bool] = lambda _name: False, reboots_stop: bool = False
+    ) -> None:
         self._guests: Final = guests
         self._hidden: Final = hidden
+        self._asked_about: Final = _ASK | {"SHUTDOWN"} if reboots_stop else _ASK
         self._queue: Final[asyncio.Queue[NativeEvent | None]] = asyncio.Queue()
         self._loop: Final = asyncio.get_running_loop()
         self._closed = False
@@ -108,17 +116,20 @@ class EventSource:
 
     async def _complete(self, event: NativeEvent) -> NativeEvent:
         """Ask for the state where the event alone does not tell it."""
-        if event.type is not NativeEventType.GUEST_STATE or event.reason not in _ASK or event.uuid is None:
+        if event.type is not NativeEventType.GUEST_STATE or event.reason not in self._asked_about or event.uuid is None:
             return event
         try:
-            found = await self._guests.state(event.uuid, timeout_s=_ASK_S)
+            limit_s = _ASK_ABOUT_REBOOT_S if event.reason == "SHUTDOWN" else _ASK_S
+            found = await self._guests.state(event.uuid, timeout_s=limit_s)
         except NotFoundError:
             # A transient guest is gone with its process; then FAILED can only have been a crash.
             return event if event.reason == "FAILED" else replace(event, state=GuestState.STOPPED)
         except VirtdError:
             return event
-        if found.state in (GuestState.STOPPED, GuestState.SUSPENDED, GuestState.CRASHED):
+        if found.state in _DOWN:
             return replace(event, state=found.state, reason=found.reason or event.reason)
+        if event.reason == "SHUTDOWN" and event.state in _DOWN:
+            return replace(event, type=NativeEventType.GUEST_REBOOTED, state=None, reason="REBOOT")
         return event  # it already runs again: the events that follow say so
 
     # ------------------------------------------------------------ on libvirt's event thread

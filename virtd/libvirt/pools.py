@@ -24,7 +24,7 @@ from virtd.errors import (
 )
 from virtd.libvirt.connections import HostConnections, LaneName
 from virtd.libvirt.errors import native_of
-from virtd.libvirt.storage_objects import pool_or_none, read_pool
+from virtd.libvirt.storage_objects import look_again, pool_or_none, read_pool
 from virtd.libvirt.xml.build import parse
 from virtd.libvirt.xml.storage import PoolXml
 from virtd.model.storage import Pool, PoolKind
@@ -118,7 +118,7 @@ class Pools:
             found = connection.storagePoolLookupByName(pool)
             if not found.isActive():
                 raise FailedPreconditionError(POOL_INACTIVE, f"the pool {pool} is not started")
-            found.refresh(0)
+            look_again(found)
             return read_pool(found)
 
         return await self._connections.call("virStoragePoolRefresh", run, lane=LaneName.BULK, unlimited=True)

@@ -8,10 +8,10 @@ from uuid import UUID
 import libvirt
 
 from virtd.backend.capabilities import SCREENSHOT
+from virtd.backend.pictures import to_png
 from virtd.errors import unsupported
 from virtd.libvirt.connections import HostConnections
 from virtd.libvirt.guests import require_active
-from virtd.libvirt.pictures import to_png
 from virtd.libvirt.xml.domain import Domain
 from virtd.model.console import Screenshot
 

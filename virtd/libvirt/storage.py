@@ -35,6 +35,7 @@ from virtd.libvirt.storage_objects import (
     discard_failed,
     full_error,
     is_full,
+    look_again,
     pool_or_none,
     read_made,
     read_pool,
@@ -50,7 +51,11 @@ from virtd.model.storage import Pool, Preallocation, Volume
 
 _FORMATS: Final = {DiskFormat.QCOW2: "qcow2", DiskFormat.RAW: "raw"}
 _POLL_S: Final = 0.25
+_BUSY_S: Final = 3600.0
+"""How long an upload waits at its end for the others in its pool: a copy takes what it takes."""
 _QCOW2_MAGIC: Final = b"QFI\xfb"
+_AS_RAW: Final = frozenset({"", "none", "raw", "iso"})
+"""What libvirt may call a file that is copied byte by byte."""
 
 
 class Storage:
@@ -215,7 +220,7 @@ class Storage:
             volume = volume_or_none(found, name)
             if volume is None:
                 # It may have been made behind the pool's back (by a crash in the middle): look again.
-                found.refresh(0)
+                look_again(found)
                 volume = volume_or_none(found, name)
             if volume is not None:
                 delete_native(volume)
@@ -226,9 +231,11 @@ class Storage:
 
     async def _copy(self, request: VolumeRequest, context: CallContext) -> Volume:
         source_format = request.source_format or request.format
-        if self._connections.local and source_format is request.format and os.access(request.source_path, os.R_OK):
+        readable = self._connections.local and os.access(request.source_path, os.R_OK)
+        # The bytes of an overlay are half of what its guest sees, and may name what lies below by a relative path.
+        if readable and source_format is request.format and not _has_backing(request.source_path):
             return await self.upload(request, context)
-        return await self.convert(request, context)
+        return await self.convert(request, context, exact=True)
 
     async def upload(self, request: VolumeRequest, context: CallContext) -> Volume:
         """Send the bytes of a file of *this* machine, wherever the host is; the format stays.
@@ -250,7 +257,7 @@ class Storage:
             volume = pool.createXML(VolumeXml(request.name, "raw", transfer.size).to_xml(), 0)
             try:
                 transfer.run(connection, volume)
-                pool.refresh(0)
+                look_again(pool, _BUSY_S)
                 volume = pool.storageVolLookupByName(request.name)
                 _grow(volume, request)
             except BaseException:
@@ -273,10 +280,13 @@ class Storage:
             undo=lambda: self._remove(request.pool, request.name),
         )
 
-    async def convert(self, request: VolumeRequest, context: CallContext) -> Volume:
+    async def convert(self, request: VolumeRequest, context: CallContext, *, exact: bool = False) -> Volume:
         """Let the host copy or convert a file of its own; an overlay becomes one piece.
 
         The native call cannot be aborted: a cancel waits for it.
+
+        :param exact: refuse a file that is said to be raw and looks like something else to libvirt, which would
+            convert it as that.  What looks so may have been written there by a guest, to read files of the host.
 
         :raises AlreadyExistsError: VOLUME_EXISTS; what exists is not touched.
         :raises ResourceExhaustedError: STORAGE_FULL; nothing is left behind.
@@ -293,6 +303,12 @@ class Storage:
                 seen = VolumeXml.parse(source.XMLDesc(0))
                 if source_format == "qcow2" and seen.format != "qcow2":
                     raise InvalidArgumentError(IMAGE_INVALID, f"{request.source_path} is {seen.format}, not qcow2")
+                if exact and source_format == "raw" and seen.format not in _AS_RAW:
+                    raise InvalidArgumentError(
+                        IMAGE_INVALID,
+                        f"{request.source_path} is said to be raw, but looks like {seen.format}, as which it would be "
+                        "converted",
+                    )
                 total = seen.allocation_bytes or 0
                 capacity = max(request.capacity_bytes or 0, seen.capacity_bytes or 0)
                 wanted = VolumeXml(request.name, _FORMATS[request.format], capacity)
@@ -364,6 +380,12 @@ def _report(context: CallContext, done: int, total: int) -> None:
 def _check_name(name: str) -> None:
     if not name or "/" in name or name in (".", "..") or "\0" in name:
         raise invalid_field("volume", f"{name!r} cannot name a file in a pool")
+
+
+def _has_backing(path: str) -> bool:
+    with Path(path).open("rb") as file:
+        head = file.read(16)
+    return head.startswith(_QCOW2_MAGIC) and any(head[8:])
 
 
 def _check_request(request: VolumeRequest) -> None:

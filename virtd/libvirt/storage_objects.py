@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from typing import Any, Final
 from uuid import uuid4
@@ -22,11 +23,12 @@ from virtd.errors import (
     ResourceExhaustedError,
     VirtdError,
 )
-from virtd.libvirt.errors import native_of
+from virtd.libvirt.errors import code_of, native_of
 from virtd.libvirt.xml.storage import PoolXml, VolumeXml
 from virtd.model.storage import Pool, PoolState, Volume
 
 DEFAULT_POOL: Final = "virtd"
+_BUSY_S: Final = 0.2
 
 
 def pool_or_none(connection: Any, name: str) -> Any:
@@ -60,6 +62,25 @@ def volume_or_none(pool: Any, name: str) -> Any:
         if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_VOL:
             return None
         raise
+
+
+def look_again(pool: Any, limit_s: float = 20.0) -> None:
+    """Have the pool read anew.  libvirt refuses that while a volume is made in it: this waits for the end of it.
+
+    :raises libvirt.libvirtError: it cannot be read, or was not left alone for so long.
+    """
+    deadline = time.monotonic() + limit_s
+    while True:
+        try:
+            pool.refresh(0)
+        except libvirt.libvirtError as error:
+            # "has asynchronous jobs running" has no code of its own.
+            busy = code_of(error) == libvirt.VIR_ERR_INTERNAL_ERROR
+            if not busy or error.get_error_domain() != libvirt.VIR_FROM_STORAGE or time.monotonic() > deadline:
+                raise
+            time.sleep(_BUSY_S)
+        else:
+            return
 
 
 def refuse_existing(pool: Any, name: str) -> None:
@@ -129,7 +150,7 @@ def source_volume(connection: Any, path: str) -> Iterator[Any]:
     directory, name = os.path.split(path)
     holder = pool_at(connection, directory)
     if holder is not None:
-        holder.refresh(0)
+        look_again(holder)
         yield holder.storageVolLookupByName(name)
         return
     pool = connection.storagePoolCreateXML(PoolXml(f"virtd-source-{uuid4()}", directory).to_xml(), 0)

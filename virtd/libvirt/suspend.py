@@ -36,7 +36,7 @@ class Suspend:
             if native_state(domain).state is GuestState.SUSPENDED:
                 return False
             require_active(domain, "suspend")
-            domain.managedSave(0)
+            self.save(domain)
             return True
 
         work = asyncio.ensure_future(
@@ -63,6 +63,10 @@ class Suspend:
             raise CancelledError(
                 OPERATION_CANCELLED, "the save was aborted from outside", native=error.record.native
             ) from error
+
+    def save(self, domain: Any) -> None:
+        """Save an active domain, and end it.  Blocking; on a worker."""
+        domain.managedSave(0)
 
     async def discard_saved_state(self, uuid: UUID, context: CallContext) -> None:
         """Throw the saved state away.  Idempotent."""

@@ -79,6 +79,8 @@ class Volumes:
         name: str,
         format: DiskFormat,  # noqa: A002 - the API's name
         context: CallContext,
+        *,
+        source_format: DiskFormat | None = None,
     ) -> Volume:
         """Copy it, converting where the formats differ; overlays are made one piece."""
 
@@ -86,11 +88,11 @@ class Volumes:
             return VolumeXml.parse(_find(connection, source_pool, source).XMLDesc(0))
 
         seen = await self._connections.call("virStorageVolGetXMLDesc", look)
-        source_format = DiskFormat.QCOW2 if seen.format == "qcow2" else DiskFormat.RAW
-        request = VolumeRequest(pool, name, format, None, seen.path, source_format)
-        if format is source_format and not seen.backing_path and self._readable(seen.path) and _is_plain(seen.path):
+        taken_for = source_format or (DiskFormat.QCOW2 if seen.format == "qcow2" else DiskFormat.RAW)
+        request = VolumeRequest(pool, name, format, None, seen.path, taken_for)
+        if format is taken_for and not seen.backing_path and self._readable(seen.path) and _is_plain(seen.path):
             return await self._storage.upload(request, context)
-        return await self._storage.convert(request, context)
+        return await self._storage.convert(request, context, exact=source_format is not None)
 
     def _readable(self, path: str) -> bool:
         """Whether the file itself can be read here: the copy then shows progress and can be aborted."""

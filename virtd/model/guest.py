@@ -57,11 +57,16 @@ class Origin(StrEnum):
 
 
 class Accelerator(StrEnum):
-    """How a guest's CPU runs.  AUTO: KVM where the host's probe proved it, else TCG."""
+    """How a guest's CPU runs.
+
+    AUTO: KVM where the host's probe proved it, else TCG.  NATIVE: the hypervisor's own way, on hosts
+    without a choice, such as Xen.
+    """
 
     AUTO = "AUTO"
     KVM = "KVM"
     TCG = "TCG"
+    NATIVE = "NATIVE"
 
 
 class Firmware(StrEnum):

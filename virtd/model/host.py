@@ -41,12 +41,16 @@ class Capability:
     """One ability of one host: ``id`` is a constant of :mod:`virtd.backend.capabilities`.
 
     ``reason`` is mandatory for every level but NATIVE: it is what a caller is told.
+    ``verified_with`` (versions, those of the host at hand) and ``verified_time`` belong to VERIFIED; see
+    :mod:`virtd.backend.verified`.
     """
 
     id: str
     level: CapabilityLevel
     provenance: CapabilityProvenance
     reason: str = ""
+    verified_with: str = ""
+    verified_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,47 @@ class AcceleratorStatus:
     usable: bool
     reason: str
     provenance: CapabilityProvenance = CapabilityProvenance.PROBED
+
+
+@dataclass(frozen=True, slots=True)
+class ControlDomain:
+    """The host's own system where that is a domain beside the guests (Xen's Domain-0).  Never a guest.
+
+    ``max_memory_bytes`` is what it may grow to; None: all that is free.
+    """
+
+    name: str = ""
+    vcpus: int | None = None
+    memory_bytes: int | None = None
+    max_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GuestDefaults:
+    """What a guest gets here where its spec says nothing, as far as that depends on the hypervisor.
+
+    ``cdrom_bus`` is a name of :class:`virtd.model.guest.DiskBus`.  ``kernel_machine`` is the machine of guests that
+    boot a kernel directly, ``disk_machine`` that of others; empty: the backend chooses when it defines the guest.
+    """
+
+    cdrom_bus: str = "SCSI"  # not SATA: Debian's cloud kernel has no driver for such a drive
+    kernel_machine: str = ""
+    disk_machine: str = ""
+    graphics: bool = True
+    guest_agent: bool = True
+    rng: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class GuestKind:
+    """A kind of guest, where what can be done with a guest depends on that.
+
+    :param machine: what ``spec.machine`` says of such guests.
+    :param capabilities: those that differ from the host's.
+    """
+
+    machine: str
+    capabilities: tuple[Capability, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +121,9 @@ class HostFacts:
     accelerators: tuple[AcceleratorStatus, ...] = ()
     capabilities: tuple[Capability, ...] = ()
     machines: tuple[str, ...] = ()
+    control_domain: ControlDomain | None = None
+    guest_defaults: GuestDefaults = field(default_factory=GuestDefaults)
+    guest_kinds: tuple[GuestKind, ...] = ()
 
 
 class CheckStatus(StrEnum):

@@ -39,6 +39,7 @@ class Operation:
 
     ``target`` is the resource it works on, ``verb`` the RPC's verb in lower case (``create``).
     ``fraction`` is 0..1, or None while it cannot be known; ``stage`` is one of ``stages``.
+    ``waiting_for`` is the host whose return it waits for (``hosts/{host}``); empty while it works.
     ``result`` is the name of the resource that the response carries (empty for a deletion).
     """
 
@@ -62,6 +63,7 @@ class Operation:
     result_data: Mapping[str, str] = field(default_factory=dict)
     revision: int = 0
     recovered: bool = False
+    waiting_for: str = ""
     create_time: datetime | None = None
     start_time: datetime | None = None
     update_time: datetime | None = None

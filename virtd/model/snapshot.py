@@ -26,6 +26,8 @@ INTERNAL = "internal"
 """``Snapshot.location``: inside the guest's disk images."""
 EXTERNAL = "external"
 """``Snapshot.location``: the images as they were, below new images for what comes later."""
+COPY = "copy"
+"""``Snapshot.location``: whole copies of the disks, in volumes of their own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,8 +53,11 @@ class Task:
         """Whether its row is in the journal; it holds its place in the queue before."""
         self.begun = False
         """Whether any step may have had an effect."""
+        self.committed = False
+        """Whether it said itself that there is no way back."""
         self.ending = False
         self.recovered = False
+        self.repeated = False
         self.scratch: dict[str, str] = {}
         self.cancel_event = asyncio.Event()
         self.ended = asyncio.Event()
@@ -86,7 +89,7 @@ class Task:
     @property
     def interruptible(self) -> bool:
         """Whether a cancel, or the end of the time, is obeyed now."""
-        return not self.undoing and (not self.begun or self.steps[self.step].cancellable)
+        return not self.undoing and not self.committed and (not self.begun or self.steps[self.step].cancellable)
 
     def start_clock(self) -> None:
         """It begins to work: the time that it waited in its queue does not count."""
@@ -112,6 +115,17 @@ class Task:
             bytes_total=None,
             cancellable=step.cancellable,
         )
+
+    def commit(self) -> None:
+        """The point of no return."""
+        if not self.committed and not self.undoing:
+            self.committed = True
+            self.change(cancellable=False)
+
+    def wait_for(self, host: str) -> None:
+        """Show that it waits for a host to answer again; an empty one: it works again."""
+        if self.record.waiting_for != host:
+            self.change(waiting_for=host)
 
     def retreat(self) -> None:
         """The step that was entered did not begin: its beginning could not be journalled."""

@@ -60,6 +60,13 @@ class Run(Protocol[A_co]):
         """Whether a crash lies between the operation's beginning and now."""
 
     @property
+    def repeated(self) -> bool:
+        """Whether this step may have been begun before, by a daemon that died or in a call that got no answer.
+
+        What is there under a name that was chosen for this operation is then its own, and may be half of it.
+        """
+
+    @property
     def operation_id(self) -> str:
         """The operation's id."""
 
@@ -84,6 +91,9 @@ class Run(Protocol[A_co]):
     async def wait_cancelled(self) -> None:
         """Return when a cancel is requested."""
 
+    def commit(self) -> None:
+        """The point of no return: from here to the end no cancel, and no end of the time, is obeyed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step(Generic[A]):
@@ -96,6 +106,9 @@ class Step(Generic[A]):
     :param weight: this step's share of the progress, relative to the others.
     :param cancellable: False: a cancel, and the end of the time, take effect after it, and where the
         next step is not cancellable either, after that one: there is no way back in between.
+    :param decides: it is never cut off: it alone finds out whether a cancel still can be obeyed, also when
+        it is taken up after a crash, and there is no way back from the next step.  For work that others do,
+        who may be beyond the point of no return without anybody here knowing.
     """
 
     name: str
@@ -104,6 +117,7 @@ class Step(Generic[A]):
     undo: Callable[[Run[A]], Awaitable[None]] | None = None
     weight: float = 1.0
     cancellable: bool = True
+    decides: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,8 @@ CANCEL_GRACE_S: Final = 10.0
 """How long a step may take to obey a cancel by itself before its task is cut off."""
 RETRY_FIRST_S: Final = 0.2
 RETRY_MAX_S: Final = 5.0
+HOST_RETRY_MAX_S: Final = 1.0
+"""How long a host can be back before an operation that waits for it notices: to ask costs nothing while it is away."""
 
 
 class Worker:
@@ -95,8 +97,9 @@ class Worker:
             step = task.steps[index]
             taken_up = task.recovered and index == first
             # Between two steps that cannot be cancelled there is no way back either.
-            before_it = index > 0 and not task.steps[index - 1].cancellable
-            if step.cancellable or not (taken_up or before_it):
+            before_it = index > 0 and (task.steps[index - 1].decides or not task.steps[index - 1].cancellable)
+            asks_itself = taken_up and step.decides
+            if not asks_itself and (step.cancellable or not (taken_up or before_it)):
                 task.give_up_if_asked()
             task.enter(index)
             try:
@@ -118,6 +121,7 @@ class Worker:
         """
         delay = RETRY_FIRST_S
         while True:
+            task.repeated = doubtful
             try:
                 if not (doubtful and await self._already_done(task, step)):
                     await step.do(task)
@@ -125,11 +129,24 @@ class Worker:
                 if error.reason is not HOST_UNREACHABLE:
                     raise
                 doubtful = True
-                task.note_once(f"waiting for the host: {error.message}")
+                _waits(task, error)
             else:
+                task.wait_for("")
                 return
             await self._pause(task, delay)
-            task.checkpoint()
+            if step.decides:
+                # What became of it can only be told by those who do not answer.
+                delay = min(delay * 2, HOST_RETRY_MAX_S)
+                continue
+            try:
+                task.checkpoint()
+            except DeadlineExceededError as error:
+                raise DeadlineExceededError(
+                    DEADLINE_EXCEEDED,
+                    f"{error.message}: {task.record.waiting_for or 'the host'} does not answer, "
+                    f"and whether {step.name} took effect cannot be told",
+                    resource=task.record.target,
+                ) from error
             if task.cancel_event.is_set():
                 # It cannot be taken back, and nobody answers.  Waiting on would make the cancel a lie;
                 # so would "cancelled".
@@ -138,7 +155,7 @@ class Worker:
                     f"cancelled while the host did not answer; whether {step.name} took effect cannot be told",
                     resource=task.record.target,
                 )
-            delay = min(delay * 2, RETRY_MAX_S)
+            delay = min(delay * 2, HOST_RETRY_MAX_S)
 
     async def _already_done(self, task: Task, step: Step[Any]) -> bool:
         """Whether a step that was interrupted need not be done again."""
@@ -164,18 +181,18 @@ class Worker:
                 if error.reason is not HOST_UNREACHABLE or task.deadline_s == 0 or task.cancel_event.is_set():
                     task.warn(f"done, but the result could not be read: {error.message}")
                     return Outcome()
-                task.note_once(f"waiting for the host: {error.message}")
+                _waits(task, error)
             except Exception as error:
                 log.exception("operation_defect", operation=task.record.name, verb=task.record.verb)
                 task.warn(f"done, but the result could not be read ({type(error).__name__})")
                 return Outcome()
             await self._pause(task, delay)
-            delay = min(delay * 2, RETRY_MAX_S)
+            delay = min(delay * 2, HOST_RETRY_MAX_S)
 
     async def _pause(self, task: Task, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(task.cancel_event.wait(), seconds)
-        if task.cancel_event.is_set() and not task.interruptible:
+        if task.cancel_event.is_set() and (not task.interruptible or task.steps[task.step].decides):
             await asyncio.sleep(seconds)  # a set event must not turn the wait into a busy loop
 
     async def _supervise(self, task: Task, step: Step[Any], *, doubtful: bool) -> None:
@@ -185,15 +202,16 @@ class Worker:
         try:
             await asyncio.wait({work, cancelled}, timeout=task.deadline_s, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                await asyncio.wait({work}, timeout=CANCEL_GRACE_S)
+                await asyncio.wait({work}, timeout=None if step.decides else CANCEL_GRACE_S)
             if not work.done():
                 work.cancel()
                 await asyncio.wait({work}, timeout=CANCEL_GRACE_S)
                 if not work.done() or work.cancelled():
                     task.checkpoint()
-                    raise DeadlineExceededError(
-                        DEADLINE_EXCEEDED, f"{step.name} did not end in time", resource=task.record.target
-                    )
+                    what = f"{step.name} did not end in time"
+                    if silent := task.record.waiting_for:
+                        what += f", for {silent} does not answer; whether it took effect cannot be told"
+                    raise DeadlineExceededError(DEADLINE_EXCEEDED, what, resource=task.record.target)
             if work.cancelled():  # not by us: something inside gave up in a way that it must not
                 raise InternalError(INTERNAL_ERROR, f"{step.name} was cancelled from inside")
             work.result()
@@ -248,12 +266,15 @@ class Worker:
                     await undo(task)
                 except UnavailableError as error:
                     task.note_once(f"cannot undo {task.steps[index].name} yet: {error.message}")
+                    if error.reason is HOST_UNREACHABLE:
+                        task.wait_for(_host_of(task, error))
                     await asyncio.sleep(delay)
                     delay = min(delay * 2, RETRY_MAX_S)
                     continue
                 except Exception as error:
                     log.exception("undo_failed", operation=task.record.name, step=task.steps[index].name)
                     task.warn(f"{task.steps[index].name} could not be undone: {error}")
+                task.wait_for("")
                 break
 
     async def _end(self, task: Task, error: VirtdError | None, response: Response | None) -> None:
@@ -270,6 +291,7 @@ class Worker:
             error=None if error is None else error.record,
             fraction=1.0 if error is None else task.record.fraction,
             cancellable=False,
+            waiting_for="",
             end_time=now,
             update_time=now,
             revision=task.record.revision + 1,
@@ -296,6 +318,20 @@ def _seen(work: asyncio.Future[None]) -> None:
     """Nobody waits for it any more: how it ended is of no interest, also not to the log."""
     if not work.cancelled():
         work.exception()
+
+
+def _waits(task: Task, error: VirtdError) -> None:
+    task.note_once(f"waiting for the host: {error.message}")
+    task.wait_for(_host_of(task, error))
+
+
+def _host_of(task: Task, error: VirtdError) -> str:
+    """The host that does not answer: the error says which, or it is the target's."""
+    for name in (error.record.resource, task.record.target):
+        collection, _, rest = name.partition("/")
+        if collection == "hosts":
+            return f"hosts/{rest.partition('/')[0]}"
+    return ""
 
 
 def _recorded_error(task: Task) -> VirtdError:

@@ -45,6 +45,7 @@ from virtd.rpc.servicers.schedules import ScheduleServicer
 from virtd.rpc.servicers.server import ServerServicer
 from virtd.rpc.servicers.snapshots import SnapshotServicer
 from virtd.rpc.servicers.storage import PoolServicer, VolumeServicer
+from virtd.rpc.servicers.transfers import TransferServicer
 from virtd.rpc.servicers.trash import TrashServicer
 from virtd.rpc.servicers.uploads import UploadServicer
 from virtd.service import Services
@@ -64,6 +65,7 @@ from virtd.v1 import (
     server_pb2,
     snapshot_pb2,
     storage_pb2,
+    transfer_pb2,
     trash_pb2,
     upload_pb2,
 )
@@ -119,6 +121,7 @@ def own_services(services: Services) -> list[tuple[ServiceDescriptor, object]]:
         (_service(metrics_pb2, "MetricsService"), MetricsServicer(services)),
         (_service(audit_pb2, "AuditService"), AuditServicer(services)),
         (_service(trash_pb2, "TrashService"), TrashServicer(services)),
+        (_service(transfer_pb2, "TransferService"), TransferServicer(services)),
         (_service(operations_pb2, "Operations"), OperationsServicer(services)),
     ]
 

@@ -19,6 +19,7 @@ from virtd.service.guests import Guests
 from virtd.service.hosts import Hosts, MakeLink
 from virtd.service.images import Images
 from virtd.service.metrics import Metrics
+from virtd.service.migrations import Migrations
 from virtd.service.networks import Networks
 from virtd.service.operations import Operations
 from virtd.service.pools import Pools
@@ -62,6 +63,7 @@ class Services:
     audit: Audit
     updates: Updates
     devices: Devices
+    migrations: Migrations
 
 
 def make_services(core: Core, make_link: MakeLink) -> Services:
@@ -99,6 +101,7 @@ def make_services(core: Core, make_link: MakeLink) -> Services:
         audit=Audit(core),
         updates=Updates(core, catalogue),
         devices=Devices(core),
+        migrations=Migrations(core, guests),
     )
 
 

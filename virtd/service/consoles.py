@@ -17,7 +17,9 @@ import structlog
 from virtd.backend import capabilities as cap
 from virtd.backend.api import ConsoleStream
 from virtd.errors import (
+    GUEST_NOT_FOUND,
     HOST_UNREACHABLE,
+    NotFoundError,
     UnavailableError,
     UnsupportedError,
     VirtdError,
@@ -228,7 +230,7 @@ class Consoles:
             and guest.uid not in self._refused
         )
         if wanted and guest.uid not in self._pumps:
-            task = asyncio.create_task(self._pump(guest.uid, view.key.host), name=f"console-{guest.uid}")
+            task = asyncio.create_task(self._pump(guest.uid), name=f"console-{guest.uid}")
             self._pumps[guest.uid] = task
             task.add_done_callback(lambda done: self._pump_ended(guest.uid, done))
 
@@ -249,12 +251,15 @@ class Consoles:
         if pump is not None:
             pump.cancel()
 
-    async def _pump(self, uid: UUID, host: str) -> None:
-        """Hold the stream open while the guest runs; try again where it closes under a running guest."""
+    async def _pump(self, uid: UUID) -> None:
+        """Hold the stream open while the guest runs; try again where it closes under a running guest.
+
+        It may be on another host then: a guest that has moved has a console there.
+        """
         hub, failures = self._hub(uid), 0
         while self._is_active(uid):
             try:
-                stream = await self._open(host, uid)
+                stream = await self._open(uid)
             except UnavailableError as error:
                 if error.reason is not HOST_UNREACHABLE:
                     log.info("console_unavailable", uid=str(uid), error=error.message)
@@ -290,8 +295,11 @@ class Consoles:
                 await stream.close()
             await asyncio.sleep(REOPEN_S)
 
-    async def _open(self, host: str, uid: UUID) -> ConsoleStream:
-        link = self._core.link(host)
+    async def _open(self, uid: UUID) -> ConsoleStream:
+        view = self._core.inventory.by_uid(uid)
+        if view is None:
+            raise NotFoundError(GUEST_NOT_FOUND, "the guest is gone")
+        link = self._core.link(view.key.host)
         facet = link.facets.serial_console
         if facet is None:
             raise unsupported(cap.CONSOLE_SERIAL, "the host offers no serial console")

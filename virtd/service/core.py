@@ -164,7 +164,7 @@ class Core:
         link = self.link(name.host)
         capability = CAPABILITY_OF.get(verb)
         if capability is not None:
-            require(link.capabilities, capability, resource=str(name))
+            require(link.capabilities_of(view.guest.spec.machine), capability, resource=str(name))
         _ = link.session  # reachable?
         illegal = status.state not in LEGAL_STATES[verb] or (status.presence is Presence.ABSENT and verb != "delete")
         if now and illegal:

@@ -76,6 +76,10 @@ class Freezes:
             log.info("thaw_taken_up", uid=uid, host=host, caller=caller, in_s=round(max(0.0, at - time.time()), 1))
             self._arm(UUID(uid), host, at)
 
+    def is_frozen(self, uid: UUID) -> bool:
+        """Whether the guest's file systems are, or may be, frozen by virtd."""
+        return uid in self._timers
+
     async def stop(self) -> None:
         """End the timers; the rows stay for the next start."""
         self._stopped = True

@@ -64,6 +64,8 @@ FILTER_FIELDS: Final = (
 WAIT_DEFAULT_S: Final = 60.0
 RECENT_S: Final = 1.0
 _MAKES_GUESTS: Final = ("create", "clone", "recover", "backup-restore")
+_BRINGS_GUESTS: Final = "migrate"
+"""It stands in the queue of the name that its guest will have."""
 
 A = TypeVar("A")
 
@@ -334,7 +336,8 @@ class Guests(Lifecycle):
         if self._core.inventory.find(GuestName(host, guest_id)) is not None:
             raise _exists(host, guest_id)
         for operation in self._core.engine.current(str(GuestName(host, guest_id))):
-            if operation.verb in _MAKES_GUESTS and operation.target == str(GuestName(host, guest_id)):
+            here = operation.target == str(GuestName(host, guest_id))
+            if (operation.verb in _MAKES_GUESTS and here) or (operation.verb == _BRINGS_GUESTS and not here):
                 raise _exists(host, guest_id)
 
     # --------------------------------------------------------------------------- update and delete

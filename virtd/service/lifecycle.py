@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from virtd.backend import capabilities as cap
 from virtd.errors import UnsupportedError, invalid_field
-from virtd.model.host import CapabilityLevel
+from virtd.model.host import Capability, CapabilityLevel
 from virtd.model.names import GuestName
 from virtd.model.operation import Operation
 from virtd.operations import Verb
 from virtd.service.call import Call
 from virtd.service.core import Core, once, submission
 from virtd.service.verbs.base import GuestArguments
-from virtd.service.verbs.lifecycle import (
-    RebootArguments,
-    ShutdownArguments,
-    ShutdownGuest,
-    StartGuest,
-    lifecycle_verbs,
-)
+from virtd.service.verbs.lifecycle import ShutdownArguments, ShutdownGuest, StartGuest, lifecycle_verbs
+from virtd.service.verbs.reboot import RebootArguments, ResetArguments, reboot_verbs
 
 SHUTDOWN_MAX_S: Final = 24 * 3600.0
+_THERE: Final = (CapabilityLevel.NATIVE, CapabilityLevel.EMULATED, CapabilityLevel.PARTIAL)
 
 
 class Lifecycle:
@@ -31,7 +27,8 @@ class Lifecycle:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._verbs = {verb.name: verb for verb in lifecycle_verbs(core)}
+        verbs: tuple[Verb[Any], ...] = (*lifecycle_verbs(core), *reboot_verbs(core))
+        self._verbs = {verb.name: verb for verb in verbs}
         for verb in self._verbs.values():
             core.engine.register(verb)
 
@@ -54,8 +51,13 @@ class Lifecycle:
         return await self._simple(call, name, "stop")
 
     async def reset(self, call: Call, name: GuestName) -> Operation | None:
-        """The reset button."""
-        return await self._simple(call, name, "reset")
+        """The reset button, or emulate it by stop and start."""
+
+        def arguments(uid: UUID) -> ResetArguments:
+            stated = cap.require(self._capabilities(name), cap.RESET, resource=str(name))
+            return ResetArguments(name.host, name.guest, uid, emulated=stated.level is CapabilityLevel.EMULATED)
+
+        return await self._submit(call, name, "reset", arguments)
 
     async def pause(self, call: Call, name: GuestName) -> Operation | None:
         """Stop the virtual CPUs."""
@@ -85,24 +87,33 @@ class Lifecycle:
 
     async def reboot(self, call: Call, name: GuestName) -> Operation | None:
         """Ask the guest's system to reboot, or emulate it by shutdown and start."""
-        await self._core.settled(name.host)
-        link = self._core.link(name.host)
-        try:
-            native = cap.require(link.capabilities, cap.REBOOT).level is CapabilityLevel.NATIVE
-        except UnsupportedError as error:
-            native = False
-            try:
-                cap.require(link.capabilities, cap.SHUTDOWN)
-            except UnsupportedError:
-                self._core.view(name)
-                raise error.with_resource(str(name)) from None
         wait_s = self._core.options.shutdown_timeout_s
         return await self._submit(
             call,
             name,
             "reboot",
-            lambda uid: RebootArguments(name.host, name.guest, uid, wait_s=wait_s, emulated=not native),
+            lambda uid: RebootArguments(
+                name.host, name.guest, uid, wait_s=wait_s, emulated=self._emulates_reboot(name)
+            ),
+            gate=lambda: self._emulates_reboot(name),
         )
+
+    def _emulates_reboot(self, name: GuestName) -> bool:
+        """Whether virtd itself reboots guests of this one's kind: a guest that can be shut down can be rebooted.
+
+        :raises UnsupportedError: CAPABILITY_UNSUPPORTED, it can be neither.
+        """
+        capabilities = self._capabilities(name)
+        try:
+            return cap.require(capabilities, cap.REBOOT, resource=str(name)).level is CapabilityLevel.EMULATED
+        except UnsupportedError:
+            if any(entry.id == cap.SHUTDOWN and entry.level in _THERE for entry in capabilities):
+                return True
+            raise
+
+    def _capabilities(self, name: GuestName) -> tuple[Capability, ...]:
+        """What can be done with guests of this one's kind."""
+        return self._core.link(name.host).capabilities_of(self._core.view(name).guest.spec.machine)
 
     async def adopt(self, call: Call, name: GuestName) -> Operation | None:
         """Take a foreign guest under management."""
@@ -130,12 +141,14 @@ class Lifecycle:
         make: Callable[[UUID], GuestArguments],
         *,
         managed: bool = True,
+        gate: Callable[[], object] | None = None,
     ) -> Operation | None:
         await self._core.settled(name.host)
+        if gate is not None:
+            gate()
         view = self._core.check_verb(name, verb, managed=managed, now=not self._core.engine.current(str(name)))
         if call.validate_only:
             return None
-        implementation: Verb[GuestArguments] = self._verbs[verb]  # type: ignore[assignment]  # its own arguments
         return await self._core.engine.submit(
-            implementation, make(view.guest.uid), submission(call, str(name), str(name))
+            self._verbs[verb], make(view.guest.uid), submission(call, str(name), str(name))
         )

@@ -43,7 +43,7 @@ from virtd.model.guest import (
     InterfaceKind,
     RunStrategy,
 )
-from virtd.model.host import HostFacts
+from virtd.model.host import GuestDefaults, HostFacts
 from virtd.model.names import parse, shown
 from virtd.service.catalogue import ImageCatalogue
 from virtd.service.cloud_seed import DISK_NAME, seed_name
@@ -83,20 +83,24 @@ class Resolution:
     accelerator_reason: str
 
 
-def with_defaults(spec: GuestSpec) -> GuestSpec:
-    """The spec with every default written out, MAC addresses included."""
+def with_defaults(spec: GuestSpec, host: GuestDefaults) -> GuestSpec:
+    """The spec with every default written out, MAC addresses included.
+
+    :param host: what depends on the host.
+    """
     return replace(
         spec,
         vcpus=spec.vcpus or 1,
         accelerator=spec.accelerator or Accelerator.AUTO,
         firmware=spec.firmware or Firmware.BIOS,
+        machine=spec.machine or (host.disk_machine if spec.direct_kernel_boot is None else host.kernel_machine),
         serial_console=True if spec.serial_console is None else spec.serial_console,
-        guest_agent=True if spec.guest_agent is None else spec.guest_agent,
-        graphics=spec.graphics or GraphicsSpec(vnc=True),
+        guest_agent=host.guest_agent if spec.guest_agent is None else spec.guest_agent,
+        graphics=spec.graphics or GraphicsSpec(vnc=host.graphics),
         run_strategy=spec.run_strategy or RunStrategy.MANUAL,
-        rng=True if spec.rng is None else spec.rng,
+        rng=host.rng if spec.rng is None else spec.rng,
         clock=spec.clock or ClockBase.UTC,
-        disks=tuple(_disk_defaults(disk) for disk in spec.disks),
+        disks=tuple(_disk_defaults(disk, host) for disk in spec.disks),
         interfaces=tuple(
             replace(interface, mac=interface.mac.lower() or random_mac()) for interface in spec.interfaces
         ),
@@ -120,7 +124,7 @@ async def resolve(
     """
     check_spec(spec, link.id)
     facts = await link.facts()
-    spec = with_defaults(spec)
+    spec = with_defaults(spec, facts.guest_defaults)
     spec = check_host(link, spec, allowed)
     if spec.machine and facts.machines and spec.machine not in facts.machines:
         why = f"the host has no machine type {shown(spec.machine)}"
@@ -238,9 +242,9 @@ def choose_accelerator(spec: GuestSpec, facts: HostFacts) -> tuple[Accelerator, 
     )
 
 
-def _disk_defaults(disk: DiskSpec) -> DiskSpec:
+def _disk_defaults(disk: DiskSpec, host: GuestDefaults) -> DiskSpec:
     device = disk.device or DiskDevice.DISK
-    bus = disk.bus or (DiskBus.SCSI if device is DiskDevice.CDROM else DiskBus.VIRTIO)
+    bus = disk.bus or (DiskBus(host.cdrom_bus) if device is DiskDevice.CDROM else DiskBus.VIRTIO)
     return replace(disk, device=device, bus=bus, read_only=disk.read_only or device is DiskDevice.CDROM)
 
 
@@ -321,12 +325,11 @@ async def _plan_seed(link: HostLink, spec: GuestSpec, uid: UUID) -> PlannedVolum
 
 
 async def _seed_disk(link: HostLink, seed: PlannedVolume) -> ResolvedDisk:
-    # On SCSI: Debian's cloud kernel has no driver for a SATA drive.
     return ResolvedDisk(
         name=DISK_NAME,
         path=await planned_path(link, seed),
         format=DiskFormat.RAW,
-        bus=DiskBus.SCSI,
+        bus=DiskBus(link.host.facts.guest_defaults.cdrom_bus),
         device=DiskDevice.CDROM,
         read_only=True,
     )

@@ -36,6 +36,7 @@ from virtd.service.verbs.snapshot import (
     SnapshotArguments,
     facet_of,
     plan_creation,
+    plan_deletion,
 )
 
 AT_ONCE: Final = 8
@@ -111,7 +112,7 @@ class Snapshots:
         )
         planned = None
         if not busy:
-            plan = await plan_creation(self._core.link(name.host), arguments, state)
+            plan = await plan_creation(self._core, arguments, state)
             planned = Snapshot(
                 arguments.snapshot_name,
                 draft.description,
@@ -129,6 +130,7 @@ class Snapshots:
 
         :raises NotFoundError: SNAPSHOT_NOT_FOUND.
         """
+        await self._core.settled(name.host)
         for snapshot in await self._all(name):
             if snapshot.name == snapshot_id:
                 return replace(snapshot, name=f"{name}/snapshots/{snapshot.name}")
@@ -145,6 +147,7 @@ class Snapshots:
         """
         errors: tuple[ErrorRecord, ...] = ()
         if guest != WILDCARD:
+            await self._core.settled(host)
             records = await self._of_guest(GuestName(host, guest))
         else:
             records, errors = await self._of_many(host)
@@ -208,7 +211,7 @@ class Snapshots:
         if verb is self._revert:
             await link.call(facet.plan_revert(view.guest.uid, snapshot_id))
         elif verb is self._delete and alone:
-            await link.call(facet.plan_delete(view.guest.uid, snapshot_id))
+            await plan_deletion(self._core, link, view.guest.uid, snapshot_id)
 
     async def _all(self, name: GuestName) -> Sequence[Snapshot]:
         view = self._core.view(name)

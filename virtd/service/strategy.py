@@ -33,6 +33,7 @@ import structlog
 from virtd.backend.capabilities import SHUTDOWN
 from virtd.errors import DAEMON_STOPPING, OutOfRangeError, VirtdError
 from virtd.inventory import GuestView
+from virtd.inventory.inventory import MOVED
 from virtd.model.event import Event, EventType
 from virtd.model.guest import ConditionStatus, ConditionType, GuestState, Origin, Presence, RunStrategy
 from virtd.model.host import CapabilityLevel
@@ -139,7 +140,7 @@ class Strategies:
         """The guests that an event is about."""
         if event.type is EventType.OPERATION_CHANGED:
             return self._heard_operation(event)
-        if event.type is EventType.GUEST_REMOVED:
+        if event.type is EventType.GUEST_REMOVED and event.attributes.get("reason") != MOVED:
             self._forget(UUID(event.uid))
             return set()
         if event.type is EventType.HOST_CHANGED:

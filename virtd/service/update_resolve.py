@@ -34,6 +34,7 @@ from virtd.model.guest import (
     HostFileSource,
     RunStrategy,
 )
+from virtd.model.host import GuestDefaults
 from virtd.model.names import parse_guest, shown
 from virtd.service.catalogue import ImageCatalogue
 from virtd.service.changes import by_name
@@ -77,7 +78,7 @@ async def resolve_pair(
     :raises InvalidArgumentError: FIELD_INVALID, FIELD_UNSUPPORTED or PATH_NOT_ALLOWED.
     :raises NotFoundError: IMAGE_NOT_FOUND, POOL_NOT_FOUND, VOLUME_NOT_FOUND or NETWORK_NOT_FOUND.
     """
-    name, spec = parse_guest(guest.name), settled(guest.spec, wanted)
+    name, spec = parse_guest(guest.name), settled(guest.spec, wanted, link.host.facts.guest_defaults)
     _check_new_faults(guest.spec, spec, link.id)
     probe = _part_that_changes(guest.spec, spec)
     facts = await link.facts()
@@ -114,9 +115,9 @@ async def resolve_pair(
     return Pair(spec, current, target, tuple(volumes), _sizes(guest.spec, spec, files), becomes, reason)
 
 
-def settled(current: GuestSpec, wanted: GuestSpec) -> GuestSpec:
+def settled(current: GuestSpec, wanted: GuestSpec, host: GuestDefaults) -> GuestSpec:
     """``wanted`` with defaults written out where it differs from ``current``, and only there."""
-    full = with_defaults(wanted)
+    full = with_defaults(wanted, host)
     changed: dict[str, Any] = {}
     for entry in fields(GuestSpec):
         name = entry.name

@@ -28,6 +28,7 @@ from virtd.model.changes import Change, diff, entry_of, touches
 from virtd.model.guest import Guest, GuestSpec, GuestState
 from virtd.model.names import GuestName
 from virtd.model.operation import Operation
+from virtd.model.snapshot import COPY
 from virtd.service.call import Call
 from virtd.service.catalogue import ImageCatalogue
 from virtd.service.changes import FieldChange, UpdatePlan, merged
@@ -168,7 +169,7 @@ class Updates:
         )
         if wanted == guest.spec:
             return _Prepared(arguments, (), ())
-        wanted = settled(guest.spec, wanted)
+        wanted = settled(guest.spec, wanted, link.host.facts.guest_defaults)
         pair = None
         if any(not touches(change.field, *OWN_EFFECTS) for change in diff(guest.spec, wanted)):
             pair = await self._pair(link, guest, wanted)
@@ -266,11 +267,12 @@ class Updates:
             raise restart_required(guest.name, late)
 
     async def _check_no_snapshots(self, link: HostLink, guest: Guest, arguments: UpdateArguments) -> None:
-        """A snapshot that was taken while the disk was there cannot be gone back to without it."""
+        """A snapshot that was taken while the disk was there cannot be gone back to without it: but for copies."""
         snapshots = link.facets.snapshots
         if not arguments.deleted or snapshots is None:
             return
-        if names := [snapshot.name for snapshot in await link.call(snapshots.list_snapshots(guest.uid))]:
+        taken = await link.call(snapshots.list_snapshots(guest.uid))
+        if names := [snapshot.name for snapshot in taken if snapshot.location != COPY]:
             raise FailedPreconditionError(
                 VOLUME_IN_USE,
                 f"snapshots of {guest.name} may need {', '.join(arguments.deleted)}: {', '.join(names)}; "

@@ -151,6 +151,22 @@ MIGRATIONS: Final[tuple[str, ...]] = (
         PRIMARY KEY (schedule, uid, snapshot)
     ) STRICT;
     """,
+    """
+    -- Images on their way to hosts of other machines: how many bytes are there already.
+    CREATE TABLE image_transfers (
+        host TEXT NOT NULL,
+        pool TEXT NOT NULL,
+        volume TEXT NOT NULL,
+        image TEXT NOT NULL,
+        size INTEGER NOT NULL,
+        sent INTEGER NOT NULL,
+        time REAL NOT NULL,
+        PRIMARY KEY (host, pool, volume)
+    ) STRICT;
+
+    -- Since when no disk was based on it, as far as was looked; NULL: one is, or nobody has looked.
+    ALTER TABLE image_bases ADD COLUMN unused_since REAL;
+    """,
 )
 
 BULKY: Final = frozenset({"events", "audit", "usage"})

@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19virtd/v1/capability.proto\x12\x08virtd.v1\"\x86\x01\n\nCapability\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x05level\x18\x02 \x01(\x0e\x32\x19.virtd.v1.CapabilityLevel\x12\x32\n\nprovenance\x18\x03 \x01(\x0e\x32\x1e.virtd.v1.CapabilityProvenance\x12\x0e\n\x06reason\x18\x04 \x01(\t\"J\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x14\n\x0c\x61lternatives\x18\x03 \x03(\t\":\n\x0bNativeError\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xd2\x02\n\x0b\x45rrorRecord\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x35\n\x08metadata\x18\x04 \x03(\x0b\x32#.virtd.v1.ErrorRecord.MetadataEntry\x12,\n\nviolations\x18\x05 \x03(\x0b\x32\x18.virtd.v1.FieldViolation\x12%\n\x06native\x18\x06 \x01(\x0b\x32\x15.virtd.v1.NativeError\x12\x10\n\x08resource\x18\x07 \x01(\t\x12\x1a\n\rretry_after_s\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\x0f\x61llowed_actions\x18\t \x03(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x10\n\x0e_retry_after_s*\xcd\x01\n\x0f\x43\x61pabilityLevel\x12 \n\x1c\x43\x41PABILITY_LEVEL_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x43\x41PABILITY_LEVEL_NATIVE\x10\x01\x12\x1d\n\x19\x43\x41PABILITY_LEVEL_EMULATED\x10\x02\x12\x1c\n\x18\x43\x41PABILITY_LEVEL_PARTIAL\x10\x03\x12 \n\x1c\x43\x41PABILITY_LEVEL_UNSUPPORTED\x10\x04\x12\x1c\n\x18\x43\x41PABILITY_LEVEL_UNKNOWN\x10\x05*\xa7\x01\n\x14\x43\x61pabilityProvenance\x12%\n!CAPABILITY_PROVENANCE_UNSPECIFIED\x10\x00\x12\"\n\x1e\x43\x41PABILITY_PROVENANCE_DECLARED\x10\x01\x12 \n\x1c\x43\x41PABILITY_PROVENANCE_PROBED\x10\x02\x12\"\n\x1e\x43\x41PABILITY_PROVENANCE_VERIFIED\x10\x03*h\n\x0e\x43onflictPolicy\x12\x1f\n\x1b\x43ONFLICT_POLICY_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43ONFLICT_POLICY_QUEUE\x10\x01\x12\x1a\n\x16\x43ONFLICT_POLICY_REJECT\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19virtd/v1/capability.proto\x12\x08virtd.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd0\x01\n\nCapability\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x05level\x18\x02 \x01(\x0e\x32\x19.virtd.v1.CapabilityLevel\x12\x32\n\nprovenance\x18\x03 \x01(\x0e\x32\x1e.virtd.v1.CapabilityProvenance\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x15\n\rverified_with\x18\x05 \x01(\t\x12\x31\n\rverified_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"J\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x14\n\x0c\x61lternatives\x18\x03 \x03(\t\":\n\x0bNativeError\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xd2\x02\n\x0b\x45rrorRecord\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x35\n\x08metadata\x18\x04 \x03(\x0b\x32#.virtd.v1.ErrorRecord.MetadataEntry\x12,\n\nviolations\x18\x05 \x03(\x0b\x32\x18.virtd.v1.FieldViolation\x12%\n\x06native\x18\x06 \x01(\x0b\x32\x15.virtd.v1.NativeError\x12\x10\n\x08resource\x18\x07 \x01(\t\x12\x1a\n\rretry_after_s\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\x0f\x61llowed_actions\x18\t \x03(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x10\n\x0e_retry_after_s*\xcd\x01\n\x0f\x43\x61pabilityLevel\x12 \n\x1c\x43\x41PABILITY_LEVEL_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x43\x41PABILITY_LEVEL_NATIVE\x10\x01\x12\x1d\n\x19\x43\x41PABILITY_LEVEL_EMULATED\x10\x02\x12\x1c\n\x18\x43\x41PABILITY_LEVEL_PARTIAL\x10\x03\x12 \n\x1c\x43\x41PABILITY_LEVEL_UNSUPPORTED\x10\x04\x12\x1c\n\x18\x43\x41PABILITY_LEVEL_UNKNOWN\x10\x05*\xa7\x01\n\x14\x43\x61pabilityProvenance\x12%\n!CAPABILITY_PROVENANCE_UNSPECIFIED\x10\x00\x12\"\n\x1e\x43\x41PABILITY_PROVENANCE_DECLARED\x10\x01\x12 \n\x1c\x43\x41PABILITY_PROVENANCE_PROBED\x10\x02\x12\"\n\x1e\x43\x41PABILITY_PROVENANCE_VERIFIED\x10\x03*h\n\x0e\x43onflictPolicy\x12\x1f\n\x1b\x43ONFLICT_POLICY_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43ONFLICT_POLICY_QUEUE\x10\x01\x12\x1a\n\x16\x43ONFLICT_POLICY_REJECT\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,20 +34,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERRORRECORD_METADATAENTRY']._loaded_options = None
   _globals['_ERRORRECORD_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_CAPABILITYLEVEL']._serialized_start=654
-  _globals['_CAPABILITYLEVEL']._serialized_end=859
-  _globals['_CAPABILITYPROVENANCE']._serialized_start=862
-  _globals['_CAPABILITYPROVENANCE']._serialized_end=1029
-  _globals['_CONFLICTPOLICY']._serialized_start=1031
-  _globals['_CONFLICTPOLICY']._serialized_end=1135
-  _globals['_CAPABILITY']._serialized_start=40
-  _globals['_CAPABILITY']._serialized_end=174
-  _globals['_FIELDVIOLATION']._serialized_start=176
-  _globals['_FIELDVIOLATION']._serialized_end=250
-  _globals['_NATIVEERROR']._serialized_start=252
-  _globals['_NATIVEERROR']._serialized_end=310
-  _globals['_ERRORRECORD']._serialized_start=313
-  _globals['_ERRORRECORD']._serialized_end=651
-  _globals['_ERRORRECORD_METADATAENTRY']._serialized_start=586
-  _globals['_ERRORRECORD_METADATAENTRY']._serialized_end=633
+  _globals['_CAPABILITYLEVEL']._serialized_start=761
+  _globals['_CAPABILITYLEVEL']._serialized_end=966
+  _globals['_CAPABILITYPROVENANCE']._serialized_start=969
+  _globals['_CAPABILITYPROVENANCE']._serialized_end=1136
+  _globals['_CONFLICTPOLICY']._serialized_start=1138
+  _globals['_CONFLICTPOLICY']._serialized_end=1242
+  _globals['_CAPABILITY']._serialized_start=73
+  _globals['_CAPABILITY']._serialized_end=281
+  _globals['_FIELDVIOLATION']._serialized_start=283
+  _globals['_FIELDVIOLATION']._serialized_end=357
+  _globals['_NATIVEERROR']._serialized_start=359
+  _globals['_NATIVEERROR']._serialized_end=417
+  _globals['_ERRORRECORD']._serialized_start=420
+  _globals['_ERRORRECORD']._serialized_end=758
+  _globals['_ERRORRECORD_METADATAENTRY']._serialized_start=693
+  _globals['_ERRORRECORD_METADATAENTRY']._serialized_end=740
 # @@protoc_insertion_point(module_scope)

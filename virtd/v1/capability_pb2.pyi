@@ -6,6 +6,7 @@ Capabilities and errors as data, shared by several resources."""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -117,6 +118,8 @@ class Capability(_message.Message):
     LEVEL_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    VERIFIED_WITH_FIELD_NUMBER: _builtins.int
+    VERIFIED_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Stable id, for example `guest.snapshot.memory`."""
     level: Global___CapabilityLevel.ValueType
@@ -125,6 +128,14 @@ class Capability(_message.Message):
     """How virtd knows."""
     reason: _builtins.str
     """Why it is not NATIVE, or by which means it is emulated. Set for every level but NATIVE."""
+    verified_with: _builtins.str
+    """With which versions it was proven, for example `QEMU 7.2.22, libvirt 9.0.0`: those of this host. Set where the
+    provenance is VERIFIED.
+    """
+    @_builtins.property
+    def verified_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was proven. Set where the provenance is VERIFIED."""
+
     def __init__(
         self,
         *,
@@ -132,10 +143,12 @@ class Capability(_message.Message):
         level: Global___CapabilityLevel.ValueType = ...,
         provenance: Global___CapabilityProvenance.ValueType = ...,
         reason: _builtins.str = ...,
+        verified_with: _builtins.str = ...,
+        verified_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["verified_time", b"verified_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "level", b"level", "provenance", b"provenance", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "level", b"level", "provenance", b"provenance", "reason", b"reason", "verified_time", b"verified_time", "verified_with", b"verified_with"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -32,11 +32,13 @@ class _EventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventType.V
     EVENT_TYPE_UNSPECIFIED: _EventType.ValueType  # 0
     """Never sent."""
     EVENT_TYPE_GUEST_ADDED: _EventType.ValueType  # 1
-    """A guest appeared."""
+    """A guest appeared. With the attribute `reason` MOVED it came from another host, and had the name `moved_from`."""
     EVENT_TYPE_GUEST_CHANGED: _EventType.ValueType  # 2
     """A guest changed in something other than its state."""
     EVENT_TYPE_GUEST_REMOVED: _EventType.ValueType  # 3
-    """A guest is gone, and the hypervisor said so."""
+    """A guest is gone, and the hypervisor said so. With the attribute `reason` MOVED it is on another host: the next
+    event is GUEST_ADDED of the name `moved_to`, with the same UUID.
+    """
     EVENT_TYPE_GUEST_STATE_CHANGED: _EventType.ValueType  # 4
     """A guest's state changed; attributes `state`, `previous_state`, `reason`."""
     EVENT_TYPE_OPERATION_CHANGED: _EventType.ValueType  # 5
@@ -64,11 +66,13 @@ class EventType(_EventType, metaclass=_EventTypeEnumTypeWrapper):
 EVENT_TYPE_UNSPECIFIED: EventType.ValueType  # 0
 """Never sent."""
 EVENT_TYPE_GUEST_ADDED: EventType.ValueType  # 1
-"""A guest appeared."""
+"""A guest appeared. With the attribute `reason` MOVED it came from another host, and had the name `moved_from`."""
 EVENT_TYPE_GUEST_CHANGED: EventType.ValueType  # 2
 """A guest changed in something other than its state."""
 EVENT_TYPE_GUEST_REMOVED: EventType.ValueType  # 3
-"""A guest is gone, and the hypervisor said so."""
+"""A guest is gone, and the hypervisor said so. With the attribute `reason` MOVED it is on another host: the next
+event is GUEST_ADDED of the name `moved_to`, with the same UUID.
+"""
 EVENT_TYPE_GUEST_STATE_CHANGED: EventType.ValueType  # 4
 """A guest's state changed; attributes `state`, `previous_state`, `reason`."""
 EVENT_TYPE_OPERATION_CHANGED: EventType.ValueType  # 5

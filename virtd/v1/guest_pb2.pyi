@@ -130,11 +130,13 @@ class _AcceleratorEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Accelerat
     ACCELERATOR_UNSPECIFIED: _Accelerator.ValueType  # 0
     """AUTO."""
     ACCELERATOR_AUTO: _Accelerator.ValueType  # 1
-    """KVM where the host's probe proved that it works, else TCG."""
+    """KVM where the host's probe proved that it works, else TCG; NATIVE on a host without this choice."""
     ACCELERATOR_KVM: _Accelerator.ValueType  # 2
     """Hardware virtualization by KVM; rejected where the probe failed."""
     ACCELERATOR_TCG: _Accelerator.ValueType  # 3
     """QEMU's emulation."""
+    ACCELERATOR_NATIVE: _Accelerator.ValueType  # 4
+    """The hypervisor's own way, on hosts without a choice, such as Xen; rejected elsewhere."""
 
 class Accelerator(_Accelerator, metaclass=_AcceleratorEnumTypeWrapper):
     """How a guest's CPU runs."""
@@ -142,11 +144,13 @@ class Accelerator(_Accelerator, metaclass=_AcceleratorEnumTypeWrapper):
 ACCELERATOR_UNSPECIFIED: Accelerator.ValueType  # 0
 """AUTO."""
 ACCELERATOR_AUTO: Accelerator.ValueType  # 1
-"""KVM where the host's probe proved that it works, else TCG."""
+"""KVM where the host's probe proved that it works, else TCG; NATIVE on a host without this choice."""
 ACCELERATOR_KVM: Accelerator.ValueType  # 2
 """Hardware virtualization by KVM; rejected where the probe failed."""
 ACCELERATOR_TCG: Accelerator.ValueType  # 3
 """QEMU's emulation."""
+ACCELERATOR_NATIVE: Accelerator.ValueType  # 4
+"""The hypervisor's own way, on hosts without a choice, such as Xen; rejected elsewhere."""
 Global___Accelerator: _TypeAlias = Accelerator  # noqa: Y015
 
 class _Firmware:

@@ -248,7 +248,8 @@ class GuestServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SuspendGuest(self, request, context):
-        """Saves a running guest to disk and stops it; StartGuest restores it.
+        """Saves a running guest to disk and stops it; StartGuest restores it. Errors of the operation:
+        DEADLINE_EXCEEDED SUSPEND_IGNORED, where the guest's own system has to do its part (Xen).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -87,7 +87,9 @@ class GuestServiceStub:
     ResumeGuest: _grpc.UnaryUnaryMultiCallable[_guest_service_pb2.ResumeGuestRequest, _guest_service_pb2.ResumeGuestResponse]
     """Continues a paused guest."""
     SuspendGuest: _grpc.UnaryUnaryMultiCallable[_guest_service_pb2.SuspendGuestRequest, _guest_service_pb2.SuspendGuestResponse]
-    """Saves a running guest to disk and stops it; StartGuest restores it."""
+    """Saves a running guest to disk and stops it; StartGuest restores it. Errors of the operation:
+    DEADLINE_EXCEEDED SUSPEND_IGNORED, where the guest's own system has to do its part (Xen).
+    """
     DiscardSavedState: _grpc.UnaryUnaryMultiCallable[_guest_service_pb2.DiscardSavedStateRequest, _guest_service_pb2.DiscardSavedStateResponse]
     """Throws the saved memory of a suspended guest away: it is stopped then, as after a power cut."""
     CloneGuest: _grpc.UnaryUnaryMultiCallable[_guest_service_pb2.CloneGuestRequest, _guest_service_pb2.CloneGuestResponse]
@@ -170,7 +172,9 @@ class GuestServiceAsyncStub(GuestServiceStub):
     ResumeGuest: _aio.UnaryUnaryMultiCallable[_guest_service_pb2.ResumeGuestRequest, _guest_service_pb2.ResumeGuestResponse]  # type: ignore[assignment]
     """Continues a paused guest."""
     SuspendGuest: _aio.UnaryUnaryMultiCallable[_guest_service_pb2.SuspendGuestRequest, _guest_service_pb2.SuspendGuestResponse]  # type: ignore[assignment]
-    """Saves a running guest to disk and stops it; StartGuest restores it."""
+    """Saves a running guest to disk and stops it; StartGuest restores it. Errors of the operation:
+    DEADLINE_EXCEEDED SUSPEND_IGNORED, where the guest's own system has to do its part (Xen).
+    """
     DiscardSavedState: _aio.UnaryUnaryMultiCallable[_guest_service_pb2.DiscardSavedStateRequest, _guest_service_pb2.DiscardSavedStateResponse]  # type: ignore[assignment]
     """Throws the saved memory of a suspended guest away: it is stopped then, as after a power cut."""
     CloneGuest: _aio.UnaryUnaryMultiCallable[_guest_service_pb2.CloneGuestRequest, _guest_service_pb2.CloneGuestResponse]  # type: ignore[assignment]
@@ -328,7 +332,9 @@ class GuestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _guest_service_pb2.SuspendGuestRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_guest_service_pb2.SuspendGuestResponse, _abc.Awaitable[_guest_service_pb2.SuspendGuestResponse]]:
-        """Saves a running guest to disk and stops it; StartGuest restores it."""
+        """Saves a running guest to disk and stops it; StartGuest restores it. Errors of the operation:
+        DEADLINE_EXCEEDED SUSPEND_IGNORED, where the guest's own system has to do its part (Xen).
+        """
 
     @_abc_1.abstractmethod
     def DiscardSavedState(

@@ -92,7 +92,7 @@ class AcceleratorStatus(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
     accelerator: _builtins.str
-    """`kvm` or `tcg`."""
+    """`KVM`, `TCG` or `NATIVE`."""
     usable: _builtins.bool
     """Whether a guest can run with it: found by running something, not by a list that says so."""
     reason: _builtins.str
@@ -116,6 +116,123 @@ class AcceleratorStatus(_message.Message):
 Global___AcceleratorStatus: _TypeAlias = AcceleratorStatus  # noqa: Y015
 
 @_typing.final
+class ControlDomain(_message.Message):
+    """The host's own system, where that is a domain beside the guests (Xen's Domain-0). It is never a guest: it cannot be
+    stopped, changed or deleted here.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VCPUS_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The hypervisor's name of it, for example `Domain-0`."""
+    vcpus: _builtins.int
+    """Its virtual CPUs."""
+    memory_bytes: _builtins.int
+    """The memory that it has now, in bytes."""
+    max_memory_bytes: _builtins.int
+    """The memory that it may grow to, in bytes; absent: all that is free."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        vcpus: _builtins.int | None = ...,
+        memory_bytes: _builtins.int | None = ...,
+        max_memory_bytes: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_memory_bytes", b"_max_memory_bytes", "_memory_bytes", b"_memory_bytes", "_vcpus", b"_vcpus", "max_memory_bytes", b"max_memory_bytes", "memory_bytes", b"memory_bytes", "vcpus", b"vcpus"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_memory_bytes", b"_max_memory_bytes", "_memory_bytes", b"_memory_bytes", "_vcpus", b"_vcpus", "max_memory_bytes", b"max_memory_bytes", "memory_bytes", b"memory_bytes", "name", b"name", "vcpus", b"vcpus"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_memory_bytes: _TypeAlias = _typing.Literal["max_memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__max_memory_bytes: _TypeAlias = _typing.Literal["_max_memory_bytes", b"_max_memory_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__vcpus: _TypeAlias = _typing.Literal["vcpus"]  # noqa: Y015
+    _WhichOneofArgType__vcpus: _TypeAlias = _typing.Literal["_vcpus", b"_vcpus"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_memory_bytes) -> _WhichOneofReturnType__max_memory_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_bytes) -> _WhichOneofReturnType__memory_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__vcpus) -> _WhichOneofReturnType__vcpus | None: ...
+
+Global___ControlDomain: _TypeAlias = ControlDomain  # noqa: Y015
+
+@_typing.final
+class GuestDefaults(_message.Message):
+    """What a guest gets on a host where its spec says nothing, as far as that depends on the hypervisor."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CDROM_BUS_FIELD_NUMBER: _builtins.int
+    GRAPHICS_FIELD_NUMBER: _builtins.int
+    GUEST_AGENT_FIELD_NUMBER: _builtins.int
+    RNG_FIELD_NUMBER: _builtins.int
+    KERNEL_MACHINE_FIELD_NUMBER: _builtins.int
+    DISK_MACHINE_FIELD_NUMBER: _builtins.int
+    cdrom_bus: _builtins.str
+    """The bus of CD-ROM drives: `SCSI`, `SATA` or `IDE`."""
+    graphics: _builtins.bool
+    """Whether it has a VNC display."""
+    guest_agent: _builtins.bool
+    """Whether it has the guest agent's channel."""
+    rng: _builtins.bool
+    """Whether it has a random number generator."""
+    kernel_machine: _builtins.str
+    """The machine of guests that boot a kernel directly; empty: the backend chooses."""
+    disk_machine: _builtins.str
+    """The machine of other guests; empty: the backend chooses."""
+    def __init__(
+        self,
+        *,
+        cdrom_bus: _builtins.str = ...,
+        graphics: _builtins.bool = ...,
+        guest_agent: _builtins.bool = ...,
+        rng: _builtins.bool = ...,
+        kernel_machine: _builtins.str = ...,
+        disk_machine: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cdrom_bus", b"cdrom_bus", "disk_machine", b"disk_machine", "graphics", b"graphics", "guest_agent", b"guest_agent", "kernel_machine", b"kernel_machine", "rng", b"rng"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GuestDefaults: _TypeAlias = GuestDefaults  # noqa: Y015
+
+@_typing.final
+class GuestKind(_message.Message):
+    """A kind of guest, where what can be done with a guest depends on that."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINE_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
+    machine: _builtins.str
+    """What `spec.machine` says of such guests, for example `xenpvh`."""
+    @_builtins.property
+    def capabilities(self) -> _containers.RepeatedCompositeFieldContainer[_capability_pb2.Capability]:
+        """Where such guests differ from what the host's capabilities say."""
+
+    def __init__(
+        self,
+        *,
+        machine: _builtins.str = ...,
+        capabilities: _abc.Iterable[_capability_pb2.Capability] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "machine", b"machine"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GuestKind: _TypeAlias = GuestKind  # noqa: Y015
+
+@_typing.final
 class HostFacts(_message.Message):
     """What the last probe found. Absent fields are unknown."""
 
@@ -134,6 +251,9 @@ class HostFacts(_message.Message):
     ACCELERATORS_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     MACHINES_FIELD_NUMBER: _builtins.int
+    CONTROL_DOMAIN_FIELD_NUMBER: _builtins.int
+    GUEST_DEFAULTS_FIELD_NUMBER: _builtins.int
+    GUEST_KINDS_FIELD_NUMBER: _builtins.int
     hypervisor: _builtins.str
     """The hypervisor, for example `QEMU`."""
     hypervisor_version: _builtins.str
@@ -166,6 +286,18 @@ class HostFacts(_message.Message):
     def machines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Machine types that `spec.machine` takes here."""
 
+    @_builtins.property
+    def control_domain(self) -> Global___ControlDomain:
+        """The host's own system, where that is a domain beside the guests."""
+
+    @_builtins.property
+    def guest_defaults(self) -> Global___GuestDefaults:
+        """What guests get here by default."""
+
+    @_builtins.property
+    def guest_kinds(self) -> _containers.RepeatedCompositeFieldContainer[Global___GuestKind]:
+        """Kinds of guests that differ in what can be done with them, such as Xen's; empty where they do not."""
+
     def __init__(
         self,
         *,
@@ -182,10 +314,13 @@ class HostFacts(_message.Message):
         accelerators: _abc.Iterable[Global___AcceleratorStatus] | None = ...,
         capabilities: _abc.Iterable[_capability_pb2.Capability] | None = ...,
         machines: _abc.Iterable[_builtins.str] | None = ...,
+        control_domain: Global___ControlDomain | None = ...,
+        guest_defaults: Global___GuestDefaults | None = ...,
+        guest_kinds: _abc.Iterable[Global___GuestKind] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpus", b"_cpus", "_memory_bytes", b"_memory_bytes", "cpus", b"cpus", "memory_bytes", b"memory_bytes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpus", b"_cpus", "_memory_bytes", b"_memory_bytes", "control_domain", b"control_domain", "cpus", b"cpus", "guest_defaults", b"guest_defaults", "memory_bytes", b"memory_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpus", b"_cpus", "_memory_bytes", b"_memory_bytes", "accelerators", b"accelerators", "api", b"api", "api_version", b"api_version", "architecture", b"architecture", "capabilities", b"capabilities", "cpu_model", b"cpu_model", "cpus", b"cpus", "default_accelerator", b"default_accelerator", "hostname", b"hostname", "hypervisor", b"hypervisor", "hypervisor_version", b"hypervisor_version", "machines", b"machines", "memory_bytes", b"memory_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpus", b"_cpus", "_memory_bytes", b"_memory_bytes", "accelerators", b"accelerators", "api", b"api", "api_version", b"api_version", "architecture", b"architecture", "capabilities", b"capabilities", "control_domain", b"control_domain", "cpu_model", b"cpu_model", "cpus", b"cpus", "default_accelerator", b"default_accelerator", "guest_defaults", b"guest_defaults", "guest_kinds", b"guest_kinds", "hostname", b"hostname", "hypervisor", b"hypervisor", "hypervisor_version", b"hypervisor_version", "machines", b"machines", "memory_bytes", b"memory_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cpus: _TypeAlias = _typing.Literal["cpus"]  # noqa: Y015
     _WhichOneofArgType__cpus: _TypeAlias = _typing.Literal["_cpus", b"_cpus"]  # noqa: Y015
@@ -312,11 +447,32 @@ class AddHostRequest(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class OptionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     HOST_ID_FIELD_NUMBER: _builtins.int
     URI_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     host_id: _builtins.str
     """Id of the new host: 1 to 63 lower-case letters, digits, `.`, `_`, `-`."""
     uri: _builtins.str
@@ -329,6 +485,12 @@ class AddHostRequest(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels of the user's own."""
 
+    @_builtins.property
+    def options(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Options that the backend defines for its hosts, as in the configuration, for example `pool_directory`, `tls_ca` or
+        `ssh_key`. Files are of the daemon's machine.
+        """
+
     def __init__(
         self,
         *,
@@ -337,10 +499,11 @@ class AddHostRequest(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        options: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_id", b"host_id", "labels", b"labels", "request_id", b"request_id", "uri", b"uri", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_id", b"host_id", "labels", b"labels", "options", b"options", "request_id", b"request_id", "uri", b"uri", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -574,16 +737,24 @@ class GetCapabilitiesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    MACHINE_FIELD_NUMBER: _builtins.int
+    GUEST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`hosts/{host}`."""
+    machine: _builtins.str
+    """Of guests of this kind: a machine of the host's `facts.guest_kinds`. Empty: of the host, over all kinds of guests."""
+    guest: _builtins.str
+    """Of this guest, `hosts/{host}/guests/{guest}`, which is of a kind. Not together with `machine`."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        machine: _builtins.str = ...,
+        guest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guest", b"guest", "machine", b"machine", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

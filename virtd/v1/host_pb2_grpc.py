@@ -78,7 +78,8 @@ class HostServiceServicer(object):
 
     def AddHost(self, request, context):
         """Adds a host and remembers it. It is returned at once in state CONNECTING; watch it or probe it.
-        Errors: ALREADY_EXISTS HOST_EXISTS; INVALID_ARGUMENT FIELD_INVALID for the id or the URI.
+        Errors: ALREADY_EXISTS HOST_EXISTS; INVALID_ARGUMENT FIELD_INVALID for the id, the URI or the options, also
+        where a certificate or key that they name is missing or cannot be read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -114,7 +115,9 @@ class HostServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetCapabilities(self, request, context):
-        """What the host can do, with level, provenance and reason. Errors: NOT_FOUND HOST_NOT_FOUND.
+        """What the host can do, or what can be done with one guest or one kind of guests on it, with level, provenance and
+        reason. Errors: NOT_FOUND HOST_NOT_FOUND or GUEST_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID for the machine, with
+        the kinds of this host.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,7 +35,8 @@ class HostServiceStub:
     def __new__(cls, channel: _aio.Channel) -> HostServiceAsyncStub: ...
     AddHost: _grpc.UnaryUnaryMultiCallable[_host_pb2.AddHostRequest, _host_pb2.AddHostResponse]
     """Adds a host and remembers it. It is returned at once in state CONNECTING; watch it or probe it.
-    Errors: ALREADY_EXISTS HOST_EXISTS; INVALID_ARGUMENT FIELD_INVALID for the id or the URI.
+    Errors: ALREADY_EXISTS HOST_EXISTS; INVALID_ARGUMENT FIELD_INVALID for the id, the URI or the options, also
+    where a certificate or key that they name is missing or cannot be read.
     """
     GetHost: _grpc.UnaryUnaryMultiCallable[_host_pb2.GetHostRequest, _host_pb2.GetHostResponse]
     """One host. Errors: NOT_FOUND HOST_NOT_FOUND."""
@@ -48,7 +49,10 @@ class HostServiceStub:
     ProbeHost: _grpc.UnaryUnaryMultiCallable[_host_pb2.ProbeHostRequest, _host_pb2.ProbeHostResponse]
     """Looks at the host now and returns what was found. Errors: UNAVAILABLE HOST_UNREACHABLE."""
     GetCapabilities: _grpc.UnaryUnaryMultiCallable[_host_pb2.GetCapabilitiesRequest, _host_pb2.GetCapabilitiesResponse]
-    """What the host can do, with level, provenance and reason. Errors: NOT_FOUND HOST_NOT_FOUND."""
+    """What the host can do, or what can be done with one guest or one kind of guests on it, with level, provenance and
+    reason. Errors: NOT_FOUND HOST_NOT_FOUND or GUEST_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID for the machine, with
+    the kinds of this host.
+    """
     DiagnoseHost: _grpc.UnaryUnaryMultiCallable[_host_pb2.DiagnoseHostRequest, _host_pb2.DiagnoseHostResponse]
     """Looks the host over for what commonly goes wrong, and says what to do. A host that does not answer
     is a check that says so, never a failed call. Nothing is changed. Errors: NOT_FOUND HOST_NOT_FOUND.
@@ -61,7 +65,8 @@ class HostServiceAsyncStub(HostServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     AddHost: _aio.UnaryUnaryMultiCallable[_host_pb2.AddHostRequest, _host_pb2.AddHostResponse]  # type: ignore[assignment]
     """Adds a host and remembers it. It is returned at once in state CONNECTING; watch it or probe it.
-    Errors: ALREADY_EXISTS HOST_EXISTS; INVALID_ARGUMENT FIELD_INVALID for the id or the URI.
+    Errors: ALREADY_EXISTS HOST_EXISTS; INVALID_ARGUMENT FIELD_INVALID for the id, the URI or the options, also
+    where a certificate or key that they name is missing or cannot be read.
     """
     GetHost: _aio.UnaryUnaryMultiCallable[_host_pb2.GetHostRequest, _host_pb2.GetHostResponse]  # type: ignore[assignment]
     """One host. Errors: NOT_FOUND HOST_NOT_FOUND."""
@@ -74,7 +79,10 @@ class HostServiceAsyncStub(HostServiceStub):
     ProbeHost: _aio.UnaryUnaryMultiCallable[_host_pb2.ProbeHostRequest, _host_pb2.ProbeHostResponse]  # type: ignore[assignment]
     """Looks at the host now and returns what was found. Errors: UNAVAILABLE HOST_UNREACHABLE."""
     GetCapabilities: _aio.UnaryUnaryMultiCallable[_host_pb2.GetCapabilitiesRequest, _host_pb2.GetCapabilitiesResponse]  # type: ignore[assignment]
-    """What the host can do, with level, provenance and reason. Errors: NOT_FOUND HOST_NOT_FOUND."""
+    """What the host can do, or what can be done with one guest or one kind of guests on it, with level, provenance and
+    reason. Errors: NOT_FOUND HOST_NOT_FOUND or GUEST_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID for the machine, with
+    the kinds of this host.
+    """
     DiagnoseHost: _aio.UnaryUnaryMultiCallable[_host_pb2.DiagnoseHostRequest, _host_pb2.DiagnoseHostResponse]  # type: ignore[assignment]
     """Looks the host over for what commonly goes wrong, and says what to do. A host that does not answer
     is a check that says so, never a failed call. Nothing is changed. Errors: NOT_FOUND HOST_NOT_FOUND.
@@ -90,7 +98,8 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_host_pb2.AddHostResponse, _abc.Awaitable[_host_pb2.AddHostResponse]]:
         """Adds a host and remembers it. It is returned at once in state CONNECTING; watch it or probe it.
-        Errors: ALREADY_EXISTS HOST_EXISTS; INVALID_ARGUMENT FIELD_INVALID for the id or the URI.
+        Errors: ALREADY_EXISTS HOST_EXISTS; INVALID_ARGUMENT FIELD_INVALID for the id, the URI or the options, also
+        where a certificate or key that they name is missing or cannot be read.
         """
 
     @_abc_1.abstractmethod
@@ -133,7 +142,10 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _host_pb2.GetCapabilitiesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_host_pb2.GetCapabilitiesResponse, _abc.Awaitable[_host_pb2.GetCapabilitiesResponse]]:
-        """What the host can do, with level, provenance and reason. Errors: NOT_FOUND HOST_NOT_FOUND."""
+        """What the host can do, or what can be done with one guest or one kind of guests on it, with level, provenance and
+        reason. Errors: NOT_FOUND HOST_NOT_FOUND or GUEST_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID for the machine, with
+        the kinds of this host.
+        """
 
     @_abc_1.abstractmethod
     def DiagnoseHost(

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from virtd.v1 import capability_pb2 as virtd_dot_v1_dot_capability__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18virtd/v1/operation.proto\x12\x08virtd.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19virtd/v1/capability.proto\"J\n\rOperationNote\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x9a\x06\n\x11OperationMetadata\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04verb\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\'\n\x05state\x18\x04 \x01(\x0e\x32\x18.virtd.v1.OperationState\x12\r\n\x05stage\x18\x05 \x01(\t\x12\x0e\n\x06stages\x18\x06 \x03(\t\x12\x15\n\x08\x66raction\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nbytes_done\x18\x08 \x01(\x04H\x01\x88\x01\x01\x12\x18\n\x0b\x62ytes_total\x18\t \x01(\x04H\x02\x88\x01\x01\x12\x13\n\x0b\x63\x61ncellable\x18\n \x01(\x08\x12\x18\n\x10\x63\x61ncel_requested\x18\x0b \x01(\x08\x12\x0e\n\x06\x63\x61ller\x18\x0c \x01(\t\x12\x12\n\nrequest_id\x18\r \x01(\t\x12\x10\n\x08warnings\x18\x0e \x03(\t\x12&\n\x05notes\x18\x0f \x03(\x0b\x32\x17.virtd.v1.OperationNote\x12$\n\x05\x65rror\x18\x10 \x01(\x0b\x32\x15.virtd.v1.ErrorRecord\x12\x0e\n\x06result\x18\x11 \x01(\t\x12@\n\x0bresult_data\x18\x12 \x03(\x0b\x32+.virtd.v1.OperationMetadata.ResultDataEntry\x12\x10\n\x08revision\x18\x13 \x01(\x03\x12\x11\n\trecovered\x18\x14 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x31\n\x0fResultDataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0b\n\t_fractionB\r\n\x0b_bytes_doneB\x0e\n\x0c_bytes_total\"\x81\x01\n\x0fOperationResult\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x31\n\x04\x64\x61ta\x18\x02 \x03(\x0b\x32#.virtd.v1.OperationResult.DataEntry\x1a+\n\tDataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xc5\x01\n\x0eOperationState\x12\x1f\n\x1bOPERATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17OPERATION_STATE_PENDING\x10\x01\x12\x1b\n\x17OPERATION_STATE_RUNNING\x10\x02\x12\x1d\n\x19OPERATION_STATE_SUCCEEDED\x10\x03\x12\x1a\n\x16OPERATION_STATE_FAILED\x10\x04\x12\x1d\n\x19OPERATION_STATE_CANCELLED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18virtd/v1/operation.proto\x12\x08virtd.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19virtd/v1/capability.proto\"J\n\rOperationNote\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xaf\x06\n\x11OperationMetadata\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04verb\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\'\n\x05state\x18\x04 \x01(\x0e\x32\x18.virtd.v1.OperationState\x12\r\n\x05stage\x18\x05 \x01(\t\x12\x0e\n\x06stages\x18\x06 \x03(\t\x12\x15\n\x08\x66raction\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nbytes_done\x18\x08 \x01(\x04H\x01\x88\x01\x01\x12\x18\n\x0b\x62ytes_total\x18\t \x01(\x04H\x02\x88\x01\x01\x12\x13\n\x0b\x63\x61ncellable\x18\n \x01(\x08\x12\x18\n\x10\x63\x61ncel_requested\x18\x0b \x01(\x08\x12\x0e\n\x06\x63\x61ller\x18\x0c \x01(\t\x12\x12\n\nrequest_id\x18\r \x01(\t\x12\x10\n\x08warnings\x18\x0e \x03(\t\x12&\n\x05notes\x18\x0f \x03(\x0b\x32\x17.virtd.v1.OperationNote\x12$\n\x05\x65rror\x18\x10 \x01(\x0b\x32\x15.virtd.v1.ErrorRecord\x12\x0e\n\x06result\x18\x11 \x01(\t\x12@\n\x0bresult_data\x18\x12 \x03(\x0b\x32+.virtd.v1.OperationMetadata.ResultDataEntry\x12\x10\n\x08revision\x18\x13 \x01(\x03\x12\x11\n\trecovered\x18\x14 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bwaiting_for\x18\x19 \x01(\t\x1a\x31\n\x0fResultDataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0b\n\t_fractionB\r\n\x0b_bytes_doneB\x0e\n\x0c_bytes_total\"\x81\x01\n\x0fOperationResult\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x31\n\x04\x64\x61ta\x18\x02 \x03(\x0b\x32#.virtd.v1.OperationResult.DataEntry\x1a+\n\tDataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xc5\x01\n\x0eOperationState\x12\x1f\n\x1bOPERATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17OPERATION_STATE_PENDING\x10\x01\x12\x1b\n\x17OPERATION_STATE_RUNNING\x10\x02\x12\x1d\n\x19OPERATION_STATE_SUCCEEDED\x10\x03\x12\x1a\n\x16OPERATION_STATE_FAILED\x10\x04\x12\x1d\n\x19OPERATION_STATE_CANCELLED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,16 +37,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPERATIONMETADATA_RESULTDATAENTRY']._serialized_options = b'8\001'
   _globals['_OPERATIONRESULT_DATAENTRY']._loaded_options = None
   _globals['_OPERATIONRESULT_DATAENTRY']._serialized_options = b'8\001'
-  _globals['_OPERATIONSTATE']._serialized_start=1104
-  _globals['_OPERATIONSTATE']._serialized_end=1301
+  _globals['_OPERATIONSTATE']._serialized_start=1125
+  _globals['_OPERATIONSTATE']._serialized_end=1322
   _globals['_OPERATIONNOTE']._serialized_start=98
   _globals['_OPERATIONNOTE']._serialized_end=172
   _globals['_OPERATIONMETADATA']._serialized_start=175
-  _globals['_OPERATIONMETADATA']._serialized_end=969
-  _globals['_OPERATIONMETADATA_RESULTDATAENTRY']._serialized_start=876
-  _globals['_OPERATIONMETADATA_RESULTDATAENTRY']._serialized_end=925
-  _globals['_OPERATIONRESULT']._serialized_start=972
-  _globals['_OPERATIONRESULT']._serialized_end=1101
-  _globals['_OPERATIONRESULT_DATAENTRY']._serialized_start=1058
-  _globals['_OPERATIONRESULT_DATAENTRY']._serialized_end=1101
+  _globals['_OPERATIONMETADATA']._serialized_end=990
+  _globals['_OPERATIONMETADATA_RESULTDATAENTRY']._serialized_start=897
+  _globals['_OPERATIONMETADATA_RESULTDATAENTRY']._serialized_end=946
+  _globals['_OPERATIONRESULT']._serialized_start=993
+  _globals['_OPERATIONRESULT']._serialized_end=1122
+  _globals['_OPERATIONRESULT_DATAENTRY']._serialized_start=1079
+  _globals['_OPERATIONRESULT_DATAENTRY']._serialized_end=1122
 # @@protoc_insertion_point(module_scope)

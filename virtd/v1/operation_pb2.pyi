@@ -135,6 +135,7 @@ class OperationMetadata(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`operations/{operation}`."""
     verb: _builtins.str
@@ -165,6 +166,10 @@ class OperationMetadata(_message.Message):
     """Grows with each change of this operation."""
     recovered: _builtins.bool
     """Whether it was taken up again after a restart of the daemon."""
+    waiting_for: _builtins.str
+    """The host that does not answer and whose return it waits for, `hosts/{host}`; it goes on by itself then. Empty while
+    it works.
+    """
     @_builtins.property
     def stages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """All stages, in order."""
@@ -228,10 +233,11 @@ class OperationMetadata(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        waiting_for: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_bytes_done", b"_bytes_done", "_bytes_total", b"_bytes_total", "_fraction", b"_fraction", "bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "fraction", b"fraction", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bytes_done", b"_bytes_done", "_bytes_total", b"_bytes_total", "_fraction", b"_fraction", "bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "caller", b"caller", "cancel_requested", b"cancel_requested", "cancellable", b"cancellable", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "fraction", b"fraction", "name", b"name", "notes", b"notes", "recovered", b"recovered", "request_id", b"request_id", "result", b"result", "result_data", b"result_data", "revision", b"revision", "stage", b"stage", "stages", b"stages", "start_time", b"start_time", "state", b"state", "target", b"target", "update_time", b"update_time", "verb", b"verb", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bytes_done", b"_bytes_done", "_bytes_total", b"_bytes_total", "_fraction", b"_fraction", "bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "caller", b"caller", "cancel_requested", b"cancel_requested", "cancellable", b"cancellable", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "fraction", b"fraction", "name", b"name", "notes", b"notes", "recovered", b"recovered", "request_id", b"request_id", "result", b"result", "result_data", b"result_data", "revision", b"revision", "stage", b"stage", "stages", b"stages", "start_time", b"start_time", "state", b"state", "target", b"target", "update_time", b"update_time", "verb", b"verb", "waiting_for", b"waiting_for", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bytes_done: _TypeAlias = _typing.Literal["bytes_done"]  # noqa: Y015
     _WhichOneofArgType__bytes_done: _TypeAlias = _typing.Literal["_bytes_done", b"_bytes_done"]  # noqa: Y015

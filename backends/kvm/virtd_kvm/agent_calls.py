@@ -43,8 +43,8 @@ from virtd.errors import (
 from virtd.libvirt.connections import LaneName
 from virtd.libvirt.errors import native_of, translate
 from virtd.libvirt.guests import Guests, is_active
+from virtd.libvirt.words import AGENT_CHANNEL
 from virtd.libvirt.xml.domain import Domain
-from virtd_kvm.designer import AGENT_CHANNEL
 
 PING_S: Final = 2
 CALL_S: Final = 10

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from virtd.backend.api import BackendDescriptor, HostCandidate, HostConfig, HostSession
-from virtd.errors import CONFIG_INVALID, InvalidArgumentError
-from virtd.libvirt.connections import parse_uri
+from virtd.libvirt.migration_route import OPTIONS as MIGRATION_OPTIONS
+from virtd.libvirt.migration_route import check_options
+from virtd.libvirt.places import OPTION as POOL_DIRECTORY
+from virtd.libvirt.places import check_pool_directory
 from virtd.libvirt.private import PrivateLibvirt
+from virtd.libvirt.sockets import answers
+from virtd.libvirt.transports import check_config
 from virtd_kvm import capabilities
 from virtd_kvm.designer import OPTIONS
-from virtd_kvm.places import OPTION as POOL_DIRECTORY
 from virtd_kvm.session import open_session
 
 VERSION: Final = "0.1.0"
 SYSTEM_SOCKETS: Final = ("/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock")
 SYSTEM_URI: Final = "qemu:///system"
 SESSION_URI: Final = "qemu:///session"
-_ANSWER_S: Final = 1.0
 _SCHEMES: Final = (
     "qemu",
     "qemu+unix",
@@ -57,11 +57,11 @@ class KvmBackend:
         Sockets are only knocked at: opening ``qemu:///session`` would start a daemon.
         """
         for path in SYSTEM_SOCKETS:
-            if await _answers(path):
+            if await answers(path):
                 return [HostCandidate("local", SYSTEM_URI, "QEMU/KVM of this machine (libvirt system daemon)")]
         if os.geteuid() != 0:
             for path in _session_sockets():
-                if await _answers(path):
+                if await answers(path):
                     return [HostCandidate("local", SESSION_URI, "QEMU/KVM of this user (libvirt session daemon)")]
         return []
 
@@ -76,47 +76,25 @@ class KvmBackend:
         uri = await PrivateLibvirt(Path(directory)).start()
         return HostCandidate("local", uri, "QEMU/KVM of this machine (a private libvirt of virtd's own)")
 
+    def check_host(self, config: HostConfig) -> None:
+        """Refuse what can never be right.
+
+        :raises InvalidArgumentError: CONFIG_INVALID.
+        """
+        check_config(config, "kvm", _SCHEMES, (POOL_DIRECTORY, *MIGRATION_OPTIONS))
+        check_options(config)
+        check_pool_directory(config)
+
     async def open(self, config: HostConfig) -> HostSession:
         """Connect.
 
         :raises InvalidArgumentError: CONFIG_INVALID.
         :raises UnavailableError: HOST_UNREACHABLE.
         """
-        driver, transport = parse_uri(config.uri)
-        scheme = config.uri.partition(":")[0]
-        if scheme not in _SCHEMES:
-            raise InvalidArgumentError(
-                CONFIG_INVALID,
-                f"{config.uri!r}: the backend kvm takes the schemes {', '.join(_SCHEMES)}, not {driver}+{transport}",
-            )
-        unknown = sorted(set(config.options) - {POOL_DIRECTORY})
-        if unknown:
-            raise InvalidArgumentError(
-                CONFIG_INVALID,
-                f"host {config.id}: the backend kvm has no option {unknown[0]!r}; it has {POOL_DIRECTORY}",
-            )
-        if not config.options.get(POOL_DIRECTORY, "/").startswith("/"):
-            raise InvalidArgumentError(
-                CONFIG_INVALID, f"host {config.id}: {POOL_DIRECTORY} must be an absolute path of the host"
-            )
+        self.check_host(config)
         return await open_session(config)
 
 
 def _session_sockets() -> Sequence[str]:
     runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
     return (f"{runtime}/libvirt/libvirt-sock", f"{runtime}/libvirt/virtqemud-sock")
-
-
-async def _answers(path: str) -> bool:
-    """Whether somebody accepts connections at a socket that this user may open."""
-    return await asyncio.to_thread(_knock, path)
-
-
-def _knock(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(_ANSWER_S)
-        try:
-            probe.connect(path)
-        except OSError:
-            return False
-    return True

@@ -64,6 +64,17 @@ INCREMENTAL_LIMITS: Final = (
     "death of the guest's QEMU"
 )
 BACKUP_REMOTE: Final = "the disks are read at sockets of the host's own machine: run virtd there"
+MIGRATE_HOW: Final = (
+    "virtd copies the definition, the firmware's variables and, through its own machine, the disks; a guest with a TPM "
+    "or with snapshots is refused"
+)
+REMOTE: Final[Mapping[str, str]] = {
+    ids.CONSOLE_GRAPHICAL: (
+        "the display has an address on the host; virtd passes it on only where it runs on the host itself"
+    ),
+    ids.SNAPSHOT_EXTERNAL: f"deleted while the guest runs, or with virtd on the host itself; {EXTERNAL_LIMITS}",
+}
+"""What a host that is another machine has in part only."""
 PORT_FORWARD: Final = "by QEMU's own user-mode network, past libvirt; IPv4 only, and set when the guest starts"
 _DECLARED: Final = (
     ids.LIFECYCLE,
@@ -99,6 +110,9 @@ _DECLARED: Final = (
     ids.ADOPT,
     ids.TRASH,
     ids.AUTOSTART,
+    ids.MIGRATE_LIVE,
+    ids.MIGRATE_STORAGE,
+    ids.MIGRATE_POSTCOPY,
     ids.CLOUD_INIT,
     ids.UPDATE,
     *UPDATES,
@@ -126,6 +140,7 @@ DECLARED: Final = complete(
             )
         ),
         emulated(ids.PORT_FORWARD, PORT_FORWARD),
+        emulated(ids.MIGRATE, MIGRATE_HOW),
         emulated(ids.CLONE, "virtd copies the disks and defines a new guest"),
         emulated(ids.CLONE_LINKED, "virtd makes overlays for both guests; every disk must be a qcow2 that it made"),
         Capability(
@@ -149,6 +164,10 @@ TEST_DRIVER: Final[Mapping[str, str]] = {
     ids.SCREENSHOT: "libvirt's test driver shows the same picture for every guest",
     ids.AGENT_EXEC: "libvirt's test driver has no guest agents",
     ids.AGENT_STREAM: "libvirt's test driver has no guest agents",
+    **dict.fromkeys(
+        (ids.MIGRATE, ids.MIGRATE_LIVE, ids.MIGRATE_STORAGE, ids.MIGRATE_POSTCOPY),
+        "libvirt's test driver forgets its guests with the connection, and has no second host",
+    ),
     ids.AGENT_FILES: "libvirt's test driver has no guest agents",
     ids.AGENT_FREEZE: "libvirt's test driver has no guest agents",
     ids.AGENT_INFO: "libvirt's test driver has no guest agents",
@@ -177,10 +196,13 @@ TEST_DRIVER: Final[Mapping[str, str]] = {
 """What libvirt's in-process test driver lacks."""
 
 
-def probed(accelerators: Iterable[AcceleratorStatus], missing: Mapping[str, str]) -> tuple[Capability, ...]:
+def probed(
+    accelerators: Iterable[AcceleratorStatus], missing: Mapping[str, str], *, local: bool = True
+) -> tuple[Capability, ...]:
     """The capabilities of a host that was looked at.
 
     :param missing: capability -> why this host has it not.
+    :param local: it is this machine.
     """
     stated = {entry.id: entry for entry in DECLARED}
     for status in accelerators:
@@ -192,6 +214,8 @@ def probed(accelerators: Iterable[AcceleratorStatus], missing: Mapping[str, str]
             )
             if not status.usable:
                 stated[ids.UPDATE_VCPUS_UNPLUG] = absent(ids.UPDATE_VCPUS_UNPLUG, UNPLUG_REASON, status.provenance)
+    for id_, limits in REMOTE.items() if not local else ():
+        stated[id_] = Capability(id_, CapabilityLevel.PARTIAL, CapabilityProvenance.DECLARED, limits)
     for id_, why in missing.items():
         stated[id_] = absent(id_, why, _PROBED)
     return complete(stated.values())

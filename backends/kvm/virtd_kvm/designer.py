@@ -7,26 +7,21 @@ The areas are in :mod:`virtd_kvm.design`; here they are put together.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
 
 from virtd.backend.api import FieldVerdict, NativePlan, ResolvedGuest
 from virtd.backend.needs import rejected_fields
+from virtd.backend.notes import Notes
+from virtd.libvirt.design import host_device, memory_of, metadata_of, vcpus_of
+from virtd.libvirt.words import AGENT_CHANNEL, CLOCKS
 from virtd.libvirt.xml.character import Channel, Console, Serial
 from virtd.libvirt.xml.controller import RandomSource
 from virtd.libvirt.xml.domain import Domain
-from virtd.libvirt.xml.metadata import Metadata
 from virtd.model.devices import ClockBase
-from virtd.model.guest import Firmware
+from virtd.model.guest import Accelerator, Firmware
 from virtd_kvm.design import devices, disks, interfaces, machine, memory, ports, processor
-from virtd_kvm.design.notes import Notes
 from virtd_kvm.design.platform import OPTIONS, Platform
 
-__all__ = ["AGENT_CHANNEL", "CLOCKS", "OPTIONS", "Platform", "design", "design_domain"]
-
-AGENT_CHANNEL: Final = "org.qemu.guest_agent.0"
-"""The name by which the QEMU guest agent finds its channel in the guest."""
-
-CLOCKS: Final = {ClockBase.UTC: "utc", ClockBase.LOCALTIME: "localtime"}
+__all__ = ["OPTIONS", "Platform", "design", "design_domain"]
 
 
 def design(guest: ResolvedGuest, platform: Platform) -> NativePlan:
@@ -40,13 +35,16 @@ def design_domain(guest: ResolvedGuest, platform: Platform) -> tuple[Domain, tup
     notes = Notes(list(rejected_fields(guest, platform.missing)))
     chosen = machine.choose_machine(guest, platform, notes)
     machine.check_firmware(guest, platform, chosen, notes)
+    if guest.accelerator is Accelerator.NATIVE and not platform.test:
+        reason = "on a host with QEMU a guest runs with KVM or by emulation: NATIVE is for hosts without this choice"
+        notes.reject("spec.accelerator", reason, Accelerator.KVM.value, Accelerator.TCG.value)
     if platform.test and guest.firmware is Firmware.UEFI:
         notes.reject("spec.firmware", "libvirt's test driver has no firmware", Firmware.BIOS.value)
     options = _options(guest, notes)
     made_disks = disks.disks_of(guest, platform, chosen, options, notes)
     made_interfaces = interfaces.interfaces_of(guest, platform, notes)
-    most_memory, current_memory = memory.memory_of(guest, notes)
-    most_vcpus, current_vcpus = processor.vcpus_of(guest)
+    most_memory, current_memory = memory_of(guest, notes)
+    most_vcpus, current_vcpus = vcpus_of(guest)
     domain = Domain(
         kind=machine.kind_of(guest, platform),
         name=guest.name,
@@ -56,11 +54,7 @@ def design_domain(guest: ResolvedGuest, platform: Platform) -> tuple[Domain, tup
         vcpus=most_vcpus,
         current_vcpus=current_vcpus,
         boot=machine.boot_of(guest, platform, chosen),
-        metadata=Metadata(
-            disks={disk.target: spec.name for disk, spec in zip(made_disks, guest.disks, strict=True)},
-            interfaces={interface.mac: interface.name for interface in guest.interfaces},
-            options=dict(sorted(guest.backend_options.items())),
-        ),
+        metadata=metadata_of(guest, (disk.target for disk in made_disks)),
         features=machine.features_of(guest, platform),
         cpu=processor.cpu_of(guest, platform, notes),
         cpu_tune=processor.cpu_tune_of(guest, platform, notes),
@@ -88,7 +82,7 @@ def design_domain(guest: ResolvedGuest, platform: Platform) -> tuple[Domain, tup
         tpm=devices.tpm_of(guest, platform),
         sound=devices.sound_of(guest),
         watchdog=devices.watchdog_of(guest, platform, chosen, notes),
-        host_devices=tuple(map(devices.host_device, guest.host_devices)),
+        host_devices=tuple(map(host_device, guest.host_devices)),
         user_nets=tuple(interfaces.user_nets_of(guest, notes)),
     )
     return domain, tuple(notes.verdicts)

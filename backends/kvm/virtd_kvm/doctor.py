@@ -15,16 +15,13 @@ from typing import Any, Final
 
 import libvirt
 
+from virtd.libvirt import checks
+from virtd.libvirt.checks import LIBVIRT_TESTED
 from virtd.libvirt.connections import HostConnections
 from virtd.libvirt.xml.build import parse
 from virtd.model.host import AcceleratorStatus, CheckStatus, HostCheck
 
-LIBVIRT_TESTED: Final = (9, 0, 0)
-"""The oldest version that the tests of virtd run with."""
 QEMU_TESTED: Final = (7, 2, 0)
-POOL_FREE_LEAST: Final = 0.10
-_MILLION: Final = 1_000_000
-_THOUSAND: Final = 1000
 
 S = CheckStatus
 
@@ -49,7 +46,9 @@ class Doctor:
     async def diagnose(self) -> Sequence[HostCheck]:
         """Every check, in the order in which a person would make them."""
         asked = await self._connections.call("virConnectGetLibVersion", _ask)
-        checks = [*asked, *_accelerators(self._statuses())]
+        way = self._connections.way
+        of_the_way = () if way is None else await self._connections.call("virConnectGetLibVersion", way.checks)
+        checks = [*of_the_way, *asked, *_accelerators(self._statuses())]
         if self._connections.local:
             checks += await asyncio.to_thread(machine, self._root)
         else:
@@ -59,62 +58,13 @@ class Doctor:
 
 
 def _ask(connection: Any) -> list[HostCheck]:
-    return [*_versions(connection), *_pools(connection), *_networks(connection), *_optional_parts(connection)]
-
-
-def _versions(connection: Any) -> Iterable[HostCheck]:
-    for name, id_, number, least, package in (
-        ("libvirt", "libvirt.version", connection.getLibVersion(), LIBVIRT_TESTED, "libvirt-daemon-system"),
-        ("QEMU", "qemu.version", connection.getVersion(), QEMU_TESTED, "qemu-system-x86"),
-    ):
-        found = (number // _MILLION, number // _THOUSAND % _THOUSAND, number % _THOUSAND)
-        words = ".".join(map(str, found))
-        if found < least:
-            yield HostCheck(
-                id_, S.WARNING, f"{name} {words} is older than what virtd is tested with, {'.'.join(map(str, least))}",
-                f"upgrade the package {package}",
-            )  # fmt: skip
-        else:
-            yield HostCheck(id_, S.OK, f"{name} {words}")
-
-
-def _pools(connection: Any) -> Iterable[HostCheck]:
-    try:
-        pools = connection.listAllStoragePools(0)
-    except libvirt.libvirtError as error:
-        yield HostCheck("storage.pools", S.UNKNOWN, f"the storage pools cannot be listed: {error}")
-        return
-    troubled = False
-    for pool in pools:
-        name, id_ = pool.name(), f"storage.pool.{pool.name()}"
-        state, capacity, _allocation, available = pool.info()
-        if state == libvirt.VIR_STORAGE_POOL_INACTIVE:
-            troubled = True
-            yield HostCheck(id_, S.WARNING, f"pool {name} is not active", f"guestctl pool start {name}")
-        elif capacity and available / capacity < POOL_FREE_LEAST:
-            troubled = True
-            yield HostCheck(
-                id_, S.WARNING, f"pool {name} has {available / capacity:.0%} of its space left ({available >> 20} MiB)",
-                "delete volumes, snapshots or backups, or give it more space: guests stop when it is full",
-            )  # fmt: skip
-    if not troubled:
-        yield HostCheck("storage.pools", S.OK, f"{len(pools)} pools, active and with space left")
-
-
-def _networks(connection: Any) -> Iterable[HostCheck]:
-    try:
-        networks = connection.listAllNetworks(0)
-    except libvirt.libvirtError as error:
-        yield HostCheck("networks", S.UNKNOWN, f"the networks cannot be listed: {error}")
-        return
-    down = [network.name() for network in networks if not network.isActive()]
-    for name in down:
-        yield HostCheck(
-            f"network.{name}", S.WARNING, f"network {name} is not active: guests on it do not start",
-            f"guestctl network start {name}",
-        )  # fmt: skip
-    if not down:
-        yield HostCheck("networks", S.OK, f"{len(networks)} networks, all active")
+    return [
+        *checks.version("libvirt", connection.getLibVersion(), LIBVIRT_TESTED, "libvirt-daemon-system"),
+        *checks.version("QEMU", connection.getVersion(), QEMU_TESTED, "qemu-system-x86"),
+        *checks.pools(connection),
+        *checks.networks(connection),
+        *_optional_parts(connection),
+    ]
 
 
 def _optional_parts(connection: Any) -> Iterable[HostCheck]:

@@ -1,4 +1,4 @@
-"""Where on the host virtd's own pool lies."""
+"""Where QEMU's sockets and firmware variables lie."""
 
 from __future__ import annotations
 
@@ -8,41 +8,15 @@ from urllib.parse import parse_qs, urlsplit
 
 from virtd.backend.api import HostConfig
 from virtd.libvirt.connections import parse_uri
-
-OPTION: Final = "pool_directory"
-SYSTEM_POOL: Final = "/var/lib/libvirt/images/virtd"
-
+from virtd.libvirt.places import own_daemon
 
 SYSTEM_SOCKETS: Final = "/run/virtd-backup"
 """Where the system's QEMU, which runs as another user, can reach sockets of virtd's."""
 
 
-def own_daemon(config: HostConfig) -> bool:
-    """Whether guests run as virtd's own user, so that they can use files in its directory."""
-    driver, transport = parse_uri(config.uri)
-    parts = urlsplit(config.uri)
-    own = driver == "test" or "socket" in parse_qs(parts.query) or parts.path == "/session"
-    return transport == "unix" and own
-
-
 def backup_directory(config: HostConfig) -> str:
     """Where the sockets lie through which disks are read."""
-    return os.path.join(config.directory, "nbd") if own_daemon(config) else SYSTEM_SOCKETS  # noqa: PTH118 - as below
-
-
-def default_pool_path(config: HostConfig) -> str | None:
-    """The host's directory for the pool ``virtd``; None where it has to be configured.
-
-    The host's own configuration (``pool_directory``) comes first.  A daemon that runs as virtd's own
-    user, on this machine, keeps disks in virtd's directory.  A system daemon runs QEMU as another
-    user, who cannot enter that (it is 0700), so its disks lie where the system's images do.
-    """
-    if config.options.get(OPTION):
-        return config.options[OPTION]
-    parts = urlsplit(config.uri)
-    if own_daemon(config):
-        return os.path.join(config.directory, "pool")  # noqa: PTH118 - a string, as the API has it
-    return SYSTEM_POOL if parts.path == "/system" else None
+    return os.path.join(config.directory, "nbd") if own_daemon(config) else SYSTEM_SOCKETS  # noqa: PTH118 - a string, as the API has it
 
 
 def variables_directory(config: HostConfig) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from virtd.backend import capabilities as ids
+from virtd.libvirt.facts import domain_capabilities
 from virtd.libvirt.xml.build import Element, attribute, integer, parse, scaled_attribute, text
 from virtd_kvm import facts
 from virtd_kvm.capabilities import BACKUP_REMOTE, TEST_DRIVER
@@ -35,7 +36,7 @@ def learn(connection: Any, *, driver: str, local: bool) -> Platform:
     arch = text(root, "host/cpu/arch") or str(connection.getInfo()[0])
     # Of the machine that guests get by default: libvirt's own default, pc, has no secure boot.
     machine = "q35" if arch in PC else None
-    domains = {kind: facts.domain_capabilities(connection, arch, kind, machine) for kind in _KINDS}
+    domains = {kind: domain_capabilities(connection, arch, kind, machine) for kind in _KINDS}
     version = _version(connection.getLibVersion())
     session = connection.getURI().partition("?")[0].endswith("/session")
     missing = dict(facts.missing(connection, arch))

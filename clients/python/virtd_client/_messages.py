@@ -13,13 +13,22 @@ if TYPE_CHECKING:
     from google.protobuf import any_pb2
     from google.protobuf.message import Message
 
-    from virtd.v1 import backup_pb2, capability_pb2, guest_pb2, guest_service_pb2, snapshot_pb2, storage_pb2
+    from virtd.v1 import (
+        backup_pb2,
+        capability_pb2,
+        guest_pb2,
+        guest_service_pb2,
+        snapshot_pb2,
+        storage_pb2,
+        transfer_pb2,
+    )
     from virtd_client._status import StatusMessage
     from virtd_client.types import (
         BackupKindName,
         CloneModeName,
         DiskFormatName,
         DiskPolicyName,
+        MigrationModeName,
         OnConflict,
         PreallocationName,
         SnapshotLocationName,
@@ -150,6 +159,13 @@ def clone_mode(name: CloneModeName) -> guest_service_pb2.CloneMode.ValueType:
     from virtd.v1 import guest_service_pb2
 
     return guest_service_pb2.CloneMode.Value(f"CLONE_MODE_{_word(name)}")
+
+
+def migration_mode(name: MigrationModeName) -> transfer_pb2.MigrationMode.ValueType:
+    """The enum value."""
+    from virtd.v1 import transfer_pb2
+
+    return transfer_pb2.MigrationMode.Value(f"MIGRATION_MODE_{_word(name)}")
 
 
 def disk_format(name: DiskFormatName | None) -> guest_pb2.DiskFormat.ValueType:

@@ -26,6 +26,7 @@ DiskPolicyName: TypeAlias = Literal["delete", "keep", "trash"]
 """What becomes of a deleted guest's disks."""
 
 CloneModeName: TypeAlias = Literal["full", "linked"]
+MigrationModeName: TypeAlias = Literal["auto", "live", "offline"]
 """How a clone gets its disks."""
 
 UpdateModeName: TypeAlias = Literal["live-or-next-boot", "live-only", "next-boot"]

@@ -20,13 +20,13 @@ of :mod:`virtd.backend.conformance.report`.  The kit needs pytest and nothing el
 check on an event loop of its own.
 """
 
+from pathlib import Path
+
 import pytest
 
 # The checks are plain asserts in modules that pytest does not collect by itself.
 pytest.register_assert_rewrite(
-    *(
-        f"{__name__}.checks_{part}"
-        for part in ("chaos", "describe", "devices", "guests", "inside", "observe", "snapshots", "storage", "verbs")
-    ),
+    *(f"{__name__}.{path.stem}" for path in sorted(Path(__file__).parent.glob("checks_*.py"))),
+    f"{__name__}.shell",
     f"{__name__}.kit",
 )

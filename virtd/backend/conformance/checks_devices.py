@@ -81,7 +81,8 @@ class TestDeviceFields:
     @check()
     async def test_device_field(self, kit: Kit, capability: str) -> None:
         """Taken where the capability is declared; REJECTED with its reason, and refused, elsewhere."""
-        guest = dataclasses.replace(_BASE, **FIELDS[capability])
+        base = dataclasses.replace(_BASE, accelerator=kit.provision.accelerator, machine=kit.provision.machine)
+        guest = dataclasses.replace(base, **FIELDS[capability])
         plan = kit.session.lower(guest)
         assert plan == kit.session.lower(guest), "lower() is not deterministic"
         fields = {need.field for need in needs_of(guest) if need.capability == capability}

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import struct
+from collections.abc import Awaitable, Callable
 from uuid import UUID, uuid4
 
 from virtd.backend import capabilities as caps
 from virtd.backend.api import ConsoleStream
+from virtd.backend.conformance.deeds import reboot, reset, shut_down
 from virtd.backend.conformance.kit import Kit, NotRun, Subject, check
+from virtd.backend.conformance.shell import shell_run, wait_for_line
 from virtd.errors import (
     AGENT_NOT_CONFIGURED,
     AGENT_NOT_READY,
@@ -17,13 +20,13 @@ from virtd.errors import (
     CAPABILITY_UNSUPPORTED,
     DEADLINE_EXCEEDED,
     FIELD_INVALID,
+    INVALID_STATE,
     OPERATION_CANCELLED,
     UnavailableError,
+    VirtdError,
 )
 from virtd.model.console import AgentCommand, AgentResult
 from virtd.model.guest import GraphicsSpec, GuestAddress, GuestState
-
-_PRESS_EVERY_S = 3.0
 
 
 async def read_until(kit: Kit, stream: ConsoleStream, text: bytes, timeout_s: float | None = None) -> bytes:
@@ -41,12 +44,8 @@ async def read_until(kit: Kit, stream: ConsoleStream, text: bytes, timeout_s: fl
 
 
 async def wait_ready(kit: Kit, uuid: UUID) -> None:
-    """Wait for the guest's system by its console, which is left open for nobody."""
-    stream = await kit.facet("serial_console").open_console(uuid)
-    try:
-        await read_until(kit, stream, kit.bootable().ready_line.encode())
-    finally:
-        await stream.close()
+    """Wait for the guest's system by its console."""
+    await wait_for_line(kit, uuid, kit.bootable().ready_line)
 
 
 async def booted(kit: Kit) -> Subject:
@@ -97,15 +96,45 @@ async def run(kit: Kit, uuid: UUID, command: AgentCommand) -> AgentResult:
     return result
 
 
+async def inside(kit: Kit) -> Subject:
+    """A guest in which commands can be run, by its agent or by the shell on its console.  Checks share it."""
+    if _by_shell(kit):
+        return await booted(kit)
+    kit.need(caps.AGENT_EXEC)
+    return await with_agent(kit)
+
+
+def _by_shell(kit: Kit) -> bool:
+    bootable = kit.provision.bootable
+    by_agent = bootable is not None and bootable.agent and kit.declared(caps.AGENT_EXEC)
+    return bootable is not None and bootable.shell and not by_agent and kit.declared(caps.CONSOLE_SERIAL)
+
+
+async def ask(kit: Kit, uuid: UUID, command: AgentCommand) -> AgentResult:
+    """Run a command that must succeed and that may be repeated; see :func:`inside`."""
+    if not _by_shell(kit):
+        return await run(kit, uuid, command)
+    result = await shell_run(kit, uuid, command)
+    assert result.exit_code == 0, f"{command.path} ended with {result}"
+    return result
+
+
+async def answers_again(kit: Kit, uuid: UUID) -> None:
+    """Wait until commands can be run; see :func:`inside`."""
+    if _by_shell(kit):
+        await shell_run(kit, uuid, AgentCommand("/bin/true"))
+    else:
+        await agent_answers(kit, uuid)
+
+
 class TestConsole:
     """The serial console."""
 
     @check(caps.CONSOLE_SERIAL)
     async def test_echo(self, kit: Kit) -> None:
         """The boot is seen to the ready line, and what is typed comes back."""
-        subject = await kit.new_guest(make=kit.bootable().guest, running=True)
+        subject = await booted(kit)
         stream = await kit.facet("serial_console").open_console(subject.uuid)
-        await read_until(kit, stream, kit.bootable().ready_line.encode())
         word = uuid4().hex[:12].encode()
         await stream.write(b"\n" + word + b"\n")
         await read_until(kit, stream, word)
@@ -253,7 +282,19 @@ class TestAgent:
 
 
 class TestPower:
-    """Shutdown and reboot, with a system that hears them."""
+    """Reboot and shutdown, with a system that hears them; the last ends the guest that checks share."""
+
+    @check(caps.RESET)
+    async def test_reset(self, kit: Kit) -> None:
+        """The guest boots anew: it stays running, and its system comes up again."""
+        await _boots_again(kit, reset)
+
+    @check(caps.REBOOT)
+    async def test_reboot(self, kit: Kit) -> None:
+        """The guest's system goes down and comes up again."""
+        if not kit.bootable().obeys_shutdown:
+            raise NotRun("the provision's bootable guest does not obey its power button")
+        await _boots_again(kit, reboot)
 
     @check(caps.SHUTDOWN)
     async def test_shutdown(self, kit: Kit) -> None:
@@ -261,45 +302,42 @@ class TestPower:
         if not kit.bootable().obeys_shutdown:
             raise NotRun("the provision's bootable guest does not obey its power button")
         subject = await booted(kit)
-        loop = asyncio.get_running_loop()
-        pressed = 0.0
-
-        async def down() -> bool:
-            nonlocal pressed
-            if await kit.state(subject.uuid) == GuestState.STOPPED:
-                return True
-            if loop.time() - pressed > _PRESS_EVERY_S:
-                pressed = loop.time()
-                await kit.facet("shutdown").request_shutdown(subject.uuid, kit.context())
-            return False
-
-        await kit.eventually(down, "the guest does not shut down", kit.bootable().boot_timeout_s)
-
-    @check(caps.RESET)
-    async def test_reset(self, kit: Kit) -> None:
-        """The guest boots anew: it stays running, and its system comes up again."""
-        await _boots_again(kit, "reset", "reset_guest")
-
-    @check(caps.REBOOT)
-    async def test_reboot(self, kit: Kit) -> None:
-        """The guest's system goes down and comes up again."""
-        if not kit.bootable().obeys_shutdown:
-            raise NotRun("the provision's bootable guest does not obey its power button")
-        await _boots_again(kit, "reboot", "request_reboot")
+        await shut_down(kit, subject.uuid)
 
 
-async def _boots_again(kit: Kit, facet: str, method: str) -> None:
+async def _boots_again(kit: Kit, deed: Callable[[Kit, UUID], Awaitable[None]]) -> None:
     kit.need(caps.CONSOLE_SERIAL)
     subject = await booted(kit)
     stream = await kit.facet("serial_console").open_console(subject.uuid)
     try:
         # What it printed at its first boot must not be taken for the second.
         await _type_until_echoed(kit, stream, uuid4().hex[:12].encode())
-        await getattr(kit.facet(facet), method)(subject.uuid, kit.context())
-        await read_until(kit, stream, kit.bootable().ready_line.encode())
+        await deed(kit, subject.uuid)
+        stream = await _ready_again(kit, subject.uuid, stream)
     finally:
         await stream.close()
     assert await kit.state(subject.uuid) == GuestState.RUNNING
+
+
+async def _ready_again(kit: Kit, uuid: UUID, stream: ConsoleStream) -> ConsoleStream:
+    """Read to the ready line; where a reboot ends the console (a new machine has a new one), open it again."""
+    ready, seen = kit.bootable().ready_line.encode(), b""
+    try:
+        async with asyncio.timeout(kit.bootable().boot_timeout_s):
+            while ready not in seen:
+                if data := await stream.read():
+                    seen += data
+                    continue
+                await stream.close()
+                await kit.reaches(uuid, GuestState.RUNNING)
+                try:
+                    stream = await kit.facet("serial_console").open_console(uuid)
+                except VirtdError as error:
+                    assert error.reason is INVALID_STATE, f"{error!r} while the guest reboots"
+                    await asyncio.sleep(0.2)
+    except TimeoutError:
+        raise AssertionError(f"{ready!r} did not come again; the console printed {seen[-300:]!r}") from None
+    return stream
 
 
 async def frozen_while_paused(kit: Kit, subject: Subject) -> None:
@@ -307,7 +345,7 @@ async def frozen_while_paused(kit: Kit, subject: Subject) -> None:
     await kit.facet("pause").pause_guest(subject.uuid, kit.context())
     await kit.reaches(subject.uuid, GuestState.PAUSED)
     await kit.facet("pause").resume_guest(subject.uuid, kit.context())
-    await agent_answers(kit, subject.uuid)
+    await answers_again(kit, subject.uuid)
 
 
 class TestMemoryIsKept:
@@ -316,7 +354,7 @@ class TestMemoryIsKept:
     @check(caps.PAUSE)
     async def test_pause(self, kit: Kit) -> None:
         """Pause, resume: the guest goes on."""
-        subject = await kit.new_guest(running=True)
+        subject = await kit.in_state(GuestState.RUNNING)
         for _ in range(2):
             await kit.facet("pause").pause_guest(subject.uuid, kit.context())
             assert await kit.state(subject.uuid) == GuestState.PAUSED
@@ -327,11 +365,10 @@ class TestMemoryIsKept:
     @check(caps.PAUSE, proof=False)
     async def test_pause_with_content(self, kit: Kit) -> None:
         """What was in memory is there after a pause."""
-        kit.need(caps.AGENT_EXEC)
-        subject = await with_agent(kit)
-        await run(kit, subject.uuid, kit.bootable().write_memory("before"))
+        subject = await inside(kit)
+        await ask(kit, subject.uuid, kit.bootable().write_memory("before"))
         await frozen_while_paused(kit, subject)
-        assert (await run(kit, subject.uuid, kit.bootable().read_memory)).stdout == b"before"
+        assert (await ask(kit, subject.uuid, kit.bootable().read_memory)).stdout == b"before"
 
     @check(caps.SUSPEND)
     async def test_suspend(self, kit: Kit) -> None:
@@ -352,10 +389,9 @@ class TestMemoryIsKept:
     @check(caps.SUSPEND)
     async def test_suspend_with_content(self, kit: Kit) -> None:
         """What was in memory is there after a suspend."""
-        kit.need(caps.AGENT_EXEC)
-        subject = await with_agent(kit)
-        await run(kit, subject.uuid, kit.bootable().write_memory("before"))
+        subject = await inside(kit)
+        await ask(kit, subject.uuid, kit.bootable().write_memory("before"))
         await kit.facet("suspend").suspend_guest(subject.uuid, kit.context())
         await kit.session.start_guest(subject.uuid, kit.context())
-        await agent_answers(kit, subject.uuid)
-        assert (await run(kit, subject.uuid, kit.bootable().read_memory)).stdout == b"before"
+        await answers_again(kit, subject.uuid)
+        assert (await ask(kit, subject.uuid, kit.bootable().read_memory)).stdout == b"before"

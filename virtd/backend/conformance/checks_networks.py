@@ -146,9 +146,8 @@ class TestCloudInit:
     async def test_seed(self, kit: Kit) -> None:
         """It is carried out exactly, and the guest shows it."""
         kit.need(caps.DISK_BOOT)
-        path = kit.directory / "virtd-conformance-seed.iso"
-        path.write_bytes(bytes(2048 * 32))
-        seed = ResolvedDisk("cloud-init", str(path), DiskFormat.RAW, DiskBus.SCSI, DiskDevice.CDROM, read_only=True)
+        path = await kit.host_file("virtd-conformance-seed.iso", bytes(2048 * 32))
+        seed = ResolvedDisk("cloud-init", path, DiskFormat.RAW, DiskBus.SCSI, DiskDevice.CDROM, read_only=True)
 
         def make(name: str, uuid: UUID) -> ResolvedGuest:
             guest = kit.provision.guest(name, uuid)

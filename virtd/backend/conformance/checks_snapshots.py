@@ -8,7 +8,8 @@ from uuid import UUID
 
 from virtd.backend import capabilities as caps
 from virtd.backend.api import SnapshotPlan, SnapshotRequest
-from virtd.backend.conformance.checks_inside import agent_answers, run, with_agent
+from virtd.backend.conformance.checks_inside import agent_answers, answers_again, ask, inside, run, with_agent
+from virtd.backend.conformance.deeds import revert, take
 from virtd.backend.conformance.kit import Kit, NotRun, check
 from virtd.errors import CAPABILITY_UNSUPPORTED, SNAPSHOT_MIXED, SNAPSHOT_NOT_FOUND
 from virtd.model.guest import GuestState
@@ -24,9 +25,7 @@ async def _take(
     location: SnapshotLocation = SnapshotLocation.AUTO,
     quiesce: bool = False,
 ) -> Snapshot:
-    context = kit.context()
-    request = SnapshotRequest(name, f"about {name}", memory, location, quiesce)
-    made: Snapshot = await kit.facet("snapshots").create_snapshot(uuid, request, context)
+    made = await take(kit, uuid, SnapshotRequest(name, f"about {name}", memory, location, quiesce))
     assert made.name == name
     assert made.kind is (SnapshotKind.DISK_AND_MEMORY if memory else SnapshotKind.DISK)
     return made
@@ -101,7 +100,7 @@ class TestSnapshots:
         for name in ("one", "two"):
             await _take(kit, subject.uuid, name)
         for _ in range(2):
-            await kit.facet("snapshots").revert_snapshot(subject.uuid, "one", kit.context())
+            await revert(kit, subject.uuid, "one")
             assert await kit.state(subject.uuid) == GuestState.STOPPED
         assert await _current(kit, subject.uuid) == "one"
         await _take(kit, subject.uuid, "branch")
@@ -192,11 +191,11 @@ class TestExternalSnapshots:
     @check(caps.SNAPSHOT_EXTERNAL, caps.SNAPSHOT_REVERT)
     async def test_running_disks(self, kit: Kit) -> None:
         """A running guest's disks are snapshotted without its memory; reverting leaves it stopped."""
-        subject, facet = await kit.new_guest(running=True), kit.facet("snapshots")
+        subject = await kit.new_guest(running=True)
         made = await _take(kit, subject.uuid, "disks")
         assert (made.location, made.guest_state) == (EXTERNAL, GuestState.RUNNING)
         await kit.reaches(subject.uuid, GuestState.RUNNING)
-        await facet.revert_snapshot(subject.uuid, "disks", kit.context())
+        await revert(kit, subject.uuid, "disks")
         await kit.reaches(subject.uuid, GuestState.STOPPED)
 
     @check(caps.SNAPSHOT_EXTERNAL)
@@ -233,37 +232,38 @@ class TestMemorySnapshots:
     @check(caps.SNAPSHOT_MEMORY)
     async def test_keeps_running(self, kit: Kit) -> None:
         """The guest runs on, and progress never goes back."""
-        subject = await kit.new_guest(running=True)
+        subject = await kit.in_state(GuestState.RUNNING)
         made = await _take(kit, subject.uuid, "live", memory=True)
         assert made.guest_state == GuestState.RUNNING
         await kit.reaches(subject.uuid, GuestState.RUNNING)
+        await kit.facet("snapshots").delete_snapshot(subject.uuid, "live", kit.context())
 
     @check(caps.SNAPSHOT_MEMORY, caps.SNAPSHOT_REVERT)
     async def test_revert_states(self, kit: Kit) -> None:
         """Reverting to a running guest makes it run, whatever it was."""
         subject = await kit.new_guest(running=True)
         await _take(kit, subject.uuid, "live", memory=True)
-        await kit.facet("snapshots").revert_snapshot(subject.uuid, "live", kit.context())
+        await revert(kit, subject.uuid, "live")
         await kit.reaches(subject.uuid, GuestState.RUNNING)
         await kit.session.stop_guest(subject.uuid, kit.context())
-        await kit.facet("snapshots").revert_snapshot(subject.uuid, "live", kit.context())
+        await revert(kit, subject.uuid, "live")
         await kit.reaches(subject.uuid, GuestState.RUNNING)
 
-    @check(caps.SNAPSHOT_MEMORY, caps.SNAPSHOT_REVERT, caps.AGENT_EXEC)
+    @check(caps.SNAPSHOT_MEMORY, caps.SNAPSHOT_REVERT)
     async def test_contents(self, kit: Kit) -> None:
         """Three snapshots, the middle one deleted: the others still bring their own contents back."""
-        subject = await with_agent(kit)
+        subject = await inside(kit)
         bootable, facet = kit.bootable(), kit.facet("snapshots")
         for text in ("one", "two", "three"):
-            await run(kit, subject.uuid, bootable.write_memory(text))
+            await ask(kit, subject.uuid, bootable.write_memory(text))
             await _take(kit, subject.uuid, text, memory=True)
-        await run(kit, subject.uuid, bootable.write_memory("after"))
+        await ask(kit, subject.uuid, bootable.write_memory("after"))
         await facet.delete_snapshot(subject.uuid, "two", kit.context())
         for text in ("one", "three", "one"):
-            await facet.revert_snapshot(subject.uuid, text, kit.context())
+            await revert(kit, subject.uuid, text)
             await kit.reaches(subject.uuid, GuestState.RUNNING)
-            await agent_answers(kit, subject.uuid)
-            assert (await run(kit, subject.uuid, bootable.read_memory)).stdout == text.encode()
+            await answers_again(kit, subject.uuid)
+            assert (await ask(kit, subject.uuid, bootable.read_memory)).stdout == text.encode()
         for text in ("one", "three"):
             await facet.delete_snapshot(subject.uuid, text, kit.context())
         assert await _tree(kit, subject.uuid) == {}
@@ -272,22 +272,21 @@ class TestMemorySnapshots:
 class TestDiskContents:
     """What is on a guest's disks."""
 
-    @check(caps.SNAPSHOT, caps.SNAPSHOT_REVERT, caps.AGENT_EXEC)
+    @check(caps.SNAPSHOT, caps.SNAPSHOT_REVERT)
     async def test_revert_brings_the_disk_back(self, kit: Kit) -> None:
         """Written, snapshot, overwritten, reverted: the first is there again."""
-        bootable = kit.bootable()
+        subject, bootable = await inside(kit), kit.bootable()
         if bootable.write_disk is None or bootable.read_disk is None:
             raise NotRun("the provision's bootable guest names no command that writes to its disk")
-        subject = await with_agent(kit)
-        await run(kit, subject.uuid, bootable.write_disk("first"))
+        await ask(kit, subject.uuid, bootable.write_disk("first"))
         await kit.session.stop_guest(subject.uuid, kit.context())
         await _take(kit, subject.uuid, "first")
         await kit.session.start_guest(subject.uuid, kit.context())
-        await agent_answers(kit, subject.uuid)
-        await run(kit, subject.uuid, bootable.write_disk("second"))
+        await answers_again(kit, subject.uuid)
+        await ask(kit, subject.uuid, bootable.write_disk("second"))
         await kit.session.stop_guest(subject.uuid, kit.context())
-        await kit.facet("snapshots").revert_snapshot(subject.uuid, "first", kit.context())
+        await revert(kit, subject.uuid, "first")
         await kit.session.start_guest(subject.uuid, kit.context())
-        await agent_answers(kit, subject.uuid)
-        assert (await run(kit, subject.uuid, bootable.read_disk)).stdout.strip(b"\n") == b"first"
+        await answers_again(kit, subject.uuid)
+        assert (await ask(kit, subject.uuid, bootable.read_disk)).stdout.strip(b"\n") == b"first"
         await kit.facet("snapshots").delete_snapshot(subject.uuid, "first", kit.context())

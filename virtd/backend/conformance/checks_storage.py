@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 from virtd.backend import capabilities as caps
 from virtd.backend.api import StorageFacet, VolumeRequest
@@ -102,34 +102,44 @@ class TestVolumes:
     @check(caps.VOLUMES)
     async def test_copy(self, kit: Kit) -> None:
         """A volume filled from a file has at least its size, can be larger, and reports progress truthfully."""
-        source = source_file(kit)
+        source = await source_on_host(kit)
         for capacity, wanted in ((None, MIB), (3 * MIB, 3 * MIB)):
             pool, name = await pool_and_name(kit)
-            request = VolumeRequest(pool, name, DiskFormat.RAW, capacity, str(source), DiskFormat.RAW)
+            request = VolumeRequest(pool, name, DiskFormat.RAW, capacity, source, DiskFormat.RAW)
             context = kit.context()
             made = await _storage(kit).create_volume(request, context)
             assert made.capacity_bytes == wanted
             assert not made.backing_path, "a copy hangs on its source"
-        assert source.stat().st_size == MIB, "the source was changed"
+        if kit.provision.files is None:
+            assert Path(source).read_bytes() == CONTENT, "the source was changed"
 
     @check(caps.VOLUMES)
     async def test_overlay(self, kit: Kit) -> None:
         """An overlay names its base, and leaves it when it is deleted."""
-        source = source_file(kit)
+        source = await source_on_host(kit)
         pool, name = await pool_and_name(kit)
-        request = VolumeRequest(pool, name, DiskFormat.QCOW2, None, str(source), DiskFormat.RAW, overlay=True)
+        request = VolumeRequest(pool, name, DiskFormat.QCOW2, None, source, DiskFormat.RAW, overlay=True)
         made = await _storage(kit).create_volume(request, kit.context())
-        assert made.backing_path == str(source)
+        assert made.backing_path == source
         assert made.capacity_bytes == MIB
         await _storage(kit).delete_volume(pool, name, kit.context())
-        assert source.exists(), "deleting the overlay deleted its base"
+        assert await kit.on_host(SOURCE), "deleting the overlay deleted its base"
+
+
+SOURCE: Final = "virtd-conformance-source.raw"
+CONTENT: Final = bytes(range(256)) * (MIB // 256)
 
 
 def source_file(kit: Kit) -> Path:
-    """One MiB of a host file in an allowed directory."""
-    path = kit.directory / "virtd-conformance-source.raw"
-    path.write_bytes(bytes(range(256)) * (MIB // 256))
+    """One MiB in a file of this machine, for uploads."""
+    path = kit.directory / SOURCE
+    path.write_bytes(CONTENT)
     return path
+
+
+async def source_on_host(kit: Kit) -> str:
+    """The path of a file with the same content on the host, in an allowed directory."""
+    return await kit.host_file(SOURCE, CONTENT)
 
 
 class TestNetworks:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import cast
 from uuid import uuid4
 
@@ -16,7 +15,7 @@ from virtd.backend.api import (
     VolumeRequest,
     VolumeTransferFacet,
 )
-from virtd.backend.conformance.checks_storage import pool_and_name, source_file
+from virtd.backend.conformance.checks_storage import pool_and_name, source_file, source_on_host
 from virtd.backend.conformance.kit import Kit, check
 from virtd.backend.conformance.provision import MIB
 from virtd.errors import (
@@ -53,7 +52,7 @@ def _transfer(kit: Kit) -> VolumeTransferFacet:
 def new_pool(kit: Kit, kind: PoolKind = PoolKind.DIR) -> PoolRequest:
     """A pool that is not there yet."""
     name = f"{kit.tag}-pool-{uuid4().hex[:6]}"
-    path = str(kit.directory / name)
+    path = kit.host_path(name)
     if kind is PoolKind.LOGICAL:
         return PoolRequest(name, kind, volume_group=f"vg-{uuid4().hex[:6]}")
     if kind is PoolKind.NFS:
@@ -107,7 +106,7 @@ class TestPoolChanges:
             for _ in range(2):
                 await pools.delete_pool(request.name, kit.context(), remove_directory=True)
         assert await _find_pool(kit, request.name) is None
-        assert not Path(request.path).exists()
+        assert not await kit.on_host(request.name)
 
     @check(caps.POOL_MANAGE)
     async def test_name_and_place_are_taken(self, kit: Kit) -> None:
@@ -217,7 +216,7 @@ class TestVolumeChanges:
     async def test_clone(self, kit: Kit) -> None:
         """A clone has the size of its source, the format that was asked for, and hangs on nothing."""
         pool, source = await pool_and_name(kit)
-        made = VolumeRequest(pool, source, DiskFormat.RAW, None, str(source_file(kit)), DiskFormat.RAW)
+        made = VolumeRequest(pool, source, DiskFormat.RAW, None, await source_on_host(kit), DiskFormat.RAW)
         await _storage(kit).create_volume(made, kit.context())
         for format_ in (DiskFormat.RAW, DiskFormat.QCOW2):
             _, name = await pool_and_name(kit)

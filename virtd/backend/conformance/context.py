@@ -1,10 +1,22 @@
-"""The context that the kit gives to long calls: it can cancel at a chosen point, and it watches."""
+"""What the kit gives to calls: guests, and a context that can cancel at a chosen point, and watches."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
+from uuid import UUID
 
+from virtd.backend.api import ResolvedGuest
 from virtd.errors import OPERATION_CANCELLED, CancelledError
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A guest that a check works on."""
+
+    uuid: UUID
+    name: str
+    resolved: ResolvedGuest
 
 
 class KitContext:

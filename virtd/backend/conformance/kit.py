@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import functools
 import inspect
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from uuid import UUID, uuid4
 
 from virtd.backend import capabilities as caps
 from virtd.backend.api import Facets, HostConfig, HostSession, NativeEvent, ResolvedGuest
-from virtd.backend.conformance.context import KitContext
+from virtd.backend.conformance.context import KitContext, Subject
 from virtd.backend.conformance.guard import ContractViolation, guard
+from virtd.backend.conformance.marks import NotRun, Undeclared, check, check_name
 from virtd.backend.conformance.provision import Bootable, GuestMaker, Provision
-from virtd.backend.conformance.report import CheckRecord, Outcome, Report
+from virtd.backend.conformance.report import CheckRecord, Outcome, Report, Verdict
+from virtd.backend.conformance.shell import wait_for_line
 from virtd.errors import (
     CAPABILITY_UNSUPPORTED,
     GUEST_NOT_FOUND,
@@ -33,34 +34,13 @@ from virtd.model.guest import GuestState
 from virtd.model.host import Capability, CapabilityLevel, HostFacts
 from virtd.model.storage import PoolState
 
-T = TypeVar("T")
+__all__ = ["ABSENT", "DECLARED", "Kit", "NotRun", "Subject", "Undeclared", "check", "check_name"]
 
 ABSENT: Final = "ABSENT"
 """The state of a guest that is not there."""
 
 DECLARED: Final = (CapabilityLevel.NATIVE, CapabilityLevel.EMULATED, CapabilityLevel.PARTIAL)
 _POLL_S: Final = 0.02
-
-
-class NotRun(Exception):  # noqa: N818 - not an error: an outcome
-    """The provision gives no means to check this; the message says what is missing."""
-
-
-class Undeclared(Exception):  # noqa: N818 - not an error: an outcome
-    """What the check needs is a capability that the host does not declare."""
-
-    def __init__(self, capability: str) -> None:
-        super().__init__(capability)
-        self.capability = capability
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A guest that a check works on."""
-
-    uuid: UUID
-    name: str
-    resolved: ResolvedGuest
 
 
 class Kit:
@@ -74,6 +54,7 @@ class Kit:
         self.events: list[NativeEvent] = []
         self.session: HostSession
         self.facts = HostFacts()
+        self.host_capabilities: tuple[Capability, ...] = ()
         self._runner = asyncio.Runner()
         self._temporary = tempfile.TemporaryDirectory(prefix="virtd-conformance-")
         self.directory = provision.directory or Path(self._temporary.name)
@@ -83,6 +64,8 @@ class Kit:
         self._foreign: list[UUID] = []
         self._volumes: list[tuple[str, str]] = []
         self._follower: asyncio.Task[None] | None = None
+        self._peer: HostSession | None = None
+        self._refused: set[str] = set()
 
     # ---------------------------------------------------------------------------- open and close
 
@@ -118,10 +101,22 @@ class Kit:
         """One more session with the same host, watched; the caller closes it."""
         return guard(await self.provision.backend.open(self.config()))
 
+    async def peer(self) -> HostSession:
+        """A session with the second host; not watched, as a facet of it is given to the first host's."""
+        if self._peer is None:
+            if not self.provision.peer:
+                raise NotRun("the provision names no second host")
+            (directory := self.directory / "peer").mkdir(mode=0o700, exist_ok=True)
+            config, options = self.config(self.provision.peer), dict(self.provision.peer_options)
+            config = replace(config, id="peer", directory=str(directory), options=options)
+            self._peer = await self.provision.backend.open(config)
+        return self._peer
+
     async def _open(self) -> None:
         self.session = await self.open_session()
         try:
-            self.facts = await self.session.probe()
+            whole = await self.session.probe()
+            self.host_capabilities, self.facts = whole.capabilities, self.narrowed(whole)
         except BaseException:
             await self.session.close()
             raise
@@ -142,10 +137,31 @@ class Kit:
             for subject in self._standing.values():
                 await self.dispose(subject)
         finally:
-            await self.session.close()
-            await self.session.close()  # idempotent
+            for session in (self._peer, self.session, self.session):  # close is idempotent
+                if session is not None:
+                    await session.close()
             if self._follower is not None:
                 await asyncio.wait_for(self._follower, self.provision.event_timeout_s)
+
+    # ---------------------------------------------------------------------------- files on the host
+
+    def host_path(self, name: str) -> str:
+        """Where a file of this name lies, or would lie, on the host."""
+        files = self.provision.files
+        return str(self.directory / name) if files is None else f"{files.directory}/{name}"
+
+    async def host_file(self, name: str, data: bytes) -> str:
+        """Write a file on the host; its path there."""
+        if self.provision.files is None:
+            (self.directory / name).write_bytes(data)
+        else:
+            await self.provision.files.write(name, data)
+        return self.host_path(name)
+
+    async def on_host(self, name: str) -> bool:
+        """Whether the host has a file or a directory of this name there."""
+        files = self.provision.files
+        return (self.directory / name).exists() if files is None else await files.exists(name)
 
     # ----------------------------------------------------------------------------- capabilities
 
@@ -165,6 +181,18 @@ class Kit:
         found = [entry for entry in self.facts.capabilities if entry.id == id_]
         assert len(found) == 1, f"the probe names {id_} {len(found)} times: every capability is there once"
         return found[0]
+
+    def narrowed(self, facts: HostFacts) -> HostFacts:
+        """The facts, with the capabilities of the kind of guests that is checked."""
+        machine = self.provision.machine
+        machines = [kind.machine for kind in facts.guest_kinds]
+        assert not machines or machine in machines, f"the provision's machine {machine!r} is none of {machines}"
+        return replace(facts, capabilities=caps.of_kind(facts, machine))
+
+    def narrower(self, id_: str) -> bool:
+        """Whether guests of the kind that is checked lack what the host has for others."""
+        whole = [entry.level for entry in self.host_capabilities if entry.id == id_]
+        return not self.declared(id_) and any(level in DECLARED for level in whole)
 
     def declared(self, id_: str) -> bool:
         """Whether the host says that it has the capability."""
@@ -195,9 +223,12 @@ class Kit:
             shared = any(
                 self.declared(other) for other, facet in caps.FACET_OF.items() if facet == name and other != id_
             )
-            assert shared, f"{id_} is {entry.level}, yet the session has the facet {name!r}"
-            # The facet is there for a sibling; the method that is not must refuse by itself.
-            await CALLS[id_](self)
+            assert shared or self.narrower(id_), f"{id_} is {entry.level}, yet the session has the facet {name!r}"
+            # The facet is there for a sibling, or for other guests; the method that is not must refuse by itself.
+            # Once is enough: the call is the same whichever check asks for it.
+            if (shared or id_ in CALLS) and id_ not in self._refused:
+                await CALLS[id_](self)
+                self._refused.add(id_)
 
     # ---------------------------------------------------------------------------------- guests
 
@@ -219,6 +250,11 @@ class Kit:
         self._guests.append(subject)
         return subject
 
+    def robustness(self) -> None:
+        """Go on only if the backend is checked here for what it does when things go wrong."""
+        if self.provision.robust_elsewhere:
+            raise NotRun(f"this is checked of the same backend elsewhere: {self.provision.robust_elsewhere}")
+
     def bootable(self) -> Bootable:
         """The provision's bootable guest."""
         if self.provision.bootable is None:
@@ -231,6 +267,8 @@ class Kit:
         await self.session.define_guest(subject.resolved, self.context())
         if running:
             await self.session.start_guest(subject.uuid, self.context())
+            if make is None and self.provision.up_line:
+                await wait_for_line(self, subject.uuid, self.provision.up_line)
         return subject
 
     async def in_state(self, state: str) -> Subject:
@@ -265,6 +303,14 @@ class Kit:
         self._guests.remove(subject)
         self._standing[key] = subject
         return subject
+
+    def share_as(self, key: str, resolved: ResolvedGuest) -> None:
+        """What a shared guest has become."""
+        self._standing[key] = replace(self._standing[key], resolved=resolved)
+
+    def share_no_longer(self, key: str) -> None:
+        """Remove a shared guest after the check."""
+        self._guests.append(self._standing.pop(key))
 
     async def state(self, uuid: UUID) -> str:
         """The guest's state now, or ABSENT."""
@@ -377,24 +423,22 @@ class Kit:
         """Run one check and record what came of it."""
         __tracebackhide__ = True
         start = time.monotonic()
-        outcome, message = Outcome.FAILED, ""
+        end = Verdict(Outcome.FAILED)
         try:
-            outcome, message = self._runner.run(self._outcome(capabilities, body))
+            end = self._runner.run(self._outcome(capabilities, body))
         except BaseException as error:
-            message = f"{type(error).__name__}: {error}"[:500]
+            end = Verdict(Outcome.FAILED, f"{type(error).__name__}: {error}"[:500])
             raise
         finally:
-            duration_s = time.monotonic() - start
-            self.report.add(CheckRecord(name, capabilities, outcome, duration_s, message, proof))
+            duration_s, proof = time.monotonic() - start, proof and not end.elsewhere
+            self.report.add(CheckRecord(name, capabilities, end.outcome, duration_s, end.message, proof, end.refused))
 
-    async def _outcome(
-        self, capabilities: tuple[str, ...], body: Callable[[], Coroutine[Any, Any, None]]
-    ) -> tuple[Outcome, str]:
+    async def _outcome(self, capabilities: tuple[str, ...], body: Callable[[], Coroutine[Any, Any, None]]) -> Verdict:
         failed = True
         heart = asyncio.create_task(self._beat())
         try:
             async with asyncio.timeout(self.provision.check_timeout_s):
-                outcome = await self._judge(capabilities, body)
+                verdict = await self._judge(capabilities, body)
             failed = False
         finally:
             heart.cancel()
@@ -407,7 +451,7 @@ class Kit:
                         self._standing.clear()
                     await self._sweep()
                     await self._assert_swept()
-        return outcome
+        return verdict
 
     async def _beat(self) -> None:
         """Notice how long the event loop was blocked: noted, not judged, because machines are busy."""
@@ -418,25 +462,24 @@ class Kit:
             late = max(loop.time() - due, float(self.report.notes.get("event_loop_blocked_s", 0)))
             self.report.notes["event_loop_blocked_s"] = round(late, 3)
 
-    async def _judge(
-        self, capabilities: tuple[str, ...], body: Callable[[], Coroutine[Any, Any, None]]
-    ) -> tuple[Outcome, str]:
+    async def _judge(self, capabilities: tuple[str, ...], body: Callable[[], Coroutine[Any, Any, None]]) -> Verdict:
         try:
             self.need(*capabilities)
             await body()
         except Undeclared as missing:
             await self.assert_refused(missing.capability)
-            return Outcome.REFUSED, f"{missing.capability}: {self.capability(missing.capability).reason}"
+            reason = self.capability(missing.capability).reason
+            return Verdict(Outcome.REFUSED, f"{missing.capability}: {reason}", missing.capability)
         except NotRun as why:
-            return Outcome.NOT_RUN, str(why)
+            return Verdict(Outcome.NOT_RUN, str(why), elsewhere=why.elsewhere)
         except UnsupportedError as error:
             # That is what PARTIAL means: a part is refused, with the reason.  (The sweep sees to it
             # that nothing is left behind.)
             partial = [id_ for id_ in capabilities if self.capability(id_).level is CapabilityLevel.PARTIAL]
             if not partial or error.reason is not CAPABILITY_UNSUPPORTED or not error.message:
                 raise
-            return Outcome.REFUSED, f"{partial[0]} is PARTIAL: {error.message}"
-        return Outcome.PASSED, ""
+            return Verdict(Outcome.REFUSED, f"{partial[0]} is PARTIAL: {error.message}")
+        return Verdict(Outcome.PASSED)
 
     async def _assert_swept(self) -> None:
         standing = {subject.uuid for subject in self._standing.values()}
@@ -451,37 +494,3 @@ class Kit:
                 found = await self.facets.storage.list_volumes(pool.name) if pool.state is PoolState.ACTIVE else ()
                 left = [volume.name for volume in found if volume.name.startswith(self.tag)]
                 assert not left, f"volumes are left in pool {pool.name}: {left}"
-
-
-def check(
-    *capabilities: str, proof: bool = True, about: Callable[..., str] | None = None
-) -> Callable[[Callable[..., Coroutine[Any, Any, None]]], Callable[..., None]]:
-    """Make a check of an async function whose argument ``kit`` is the host under test.
-
-    :param capabilities: the check is of these; where one is not declared, its refusal is checked instead.
-    :param proof: the check shows that the capability works (or else that it is robust).
-    :param about: gives the capability of a parametrized check from its arguments.
-    """
-
-    def decorate(body: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-        @functools.wraps(body)
-        def test(*args: Any, **kwargs: Any) -> None:
-            __tracebackhide__ = True
-            kit: Kit = kwargs["kit"]
-            parameters = {key: value for key, value in kwargs.items() if key != "kit"}
-            ids = (*capabilities, about(**parameters)) if about else capabilities
-            kit.execute(
-                check_name(body, parameters), tuple(filter(None, ids)), lambda: body(*args, **kwargs), proof=proof
-            )
-
-        test.__dict__["virtd_check"] = body
-        return test
-
-    return decorate
-
-
-def check_name(body: Callable[..., object], parameters: dict[str, Any]) -> str:
-    """A check's name in the report: ``TestVerbs.test_verb[pause-RUNNING]``."""
-    ordered = [parameters[name] for name in inspect.signature(body).parameters if name in parameters]
-    values = "-".join(str(value) for value in ordered)
-    return f"{body.__qualname__}[{values}]" if values else body.__qualname__

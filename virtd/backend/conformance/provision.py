@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Final, Protocol
 from uuid import UUID
 
-from virtd.backend.api import Backend, ResolvedGuest
+from virtd.backend.api import Backend, ResolvedGuest, ResolvedInterface
 from virtd.model.console import AgentCommand
-from virtd.model.guest import Accelerator
+from virtd.model.guest import Accelerator, DiskFormat
 
 MIB: Final = 1 << 20
 
@@ -59,6 +59,20 @@ class Connection(Protocol):
         """Make it reachable again."""
 
 
+class HostFiles(Protocol):
+    """Files on a host that is another machine, in a directory that is there for the kit."""
+
+    @property
+    def directory(self) -> str:
+        """The directory's path on the host.  The provision's ``allowed_directories`` name it."""
+
+    async def write(self, name: str, data: bytes) -> None:
+        """Make a file in the directory, or replace it."""
+
+    async def exists(self, name: str) -> bool:
+        """Whether there is a file or a directory of that name in it."""
+
+
 _MARKER: Final = "/tmp/virtd-conformance"  # noqa: S108 - a path in the guest
 READ_MARKER: Final = AgentCommand("/bin/cat", (_MARKER,))
 
@@ -82,6 +96,8 @@ class Bootable:
     :param ready_line: printed on the serial console when the system is up.
     :param boot_timeout_s: how long that may take.
     :param agent: a guest agent runs in it.
+    :param shell: its serial console has a POSIX shell, which does what the agent does elsewhere: it shows that
+        memory and disks keep their contents.
     :param addresses: it takes a network address.
     :param obeys_shutdown: it shuts down when the power button is pressed (again and again).
     :param write_memory: a command that keeps a text in the guest's memory.
@@ -96,6 +112,7 @@ class Bootable:
     uefi_guest: GuestMaker | None = None
     boot_timeout_s: float = 60.0
     agent: bool = False
+    shell: bool = False
     addresses: bool = False
     obeys_shutdown: bool = False
     write_memory: Callable[[str], AgentCommand] = write_marker
@@ -117,7 +134,16 @@ class Provision:
     :param uri: the host; the kit makes and removes guests whose names begin with ``conf-``.
     :param label: the report's name (``qemu-tcg``); the backend's id by default.
     :param host: who the host is, for the matrix's column; the hypervisor and its version by default.
+    :param machine: the kind of guest (``ResolvedGuest.machine``) that is checked, on hosts whose kinds of guests
+        differ; the makers of guests make guests of this kind.
+    :param accelerator: what guests run with where a check does not ask for another.
     :param guest: makes a guest that can be started, whatever happens in it then.
+    :param up_line: printed on the serial console of ``guest`` when its system can do its part in what the host asks of
+        it; for hosts (Xen) where suspending, for one, is no affair of the hypervisor alone.  Started guests are waited
+        for; by default they are used at once.
+    :param disk_format: of disks that are plugged into running guests.
+    :param interface: what is plugged into running guests, with another name and MAC address; by default of the
+        kind USER.
     :param bootable: a guest with a system in it; without it the checks of console, agent and
         contents of snapshots are NOT_RUN.
     :param faults: without it the checks of clean-up after native failures are NOT_RUN.
@@ -127,12 +153,18 @@ class Provision:
         SPI shows is compared in any case.
     :param network_cidr: a range of addresses in which networks may be made; without it their checks are
         NOT_RUN.
+    :param peer: the URI of a second host of the backend, to which guests can migrate; without it the checks
+        of migrations are NOT_RUN.
+    :param peer_options: that host's options.
+    :param files: for a host that is another machine: how files get there; by default the host is this machine.
     :param directory: ``HostConfig.directory``; a temporary one by default.
     :param allowed_directories: see HostConfig.
     :param options: see HostConfig.
     :param call_timeout_s: see HostConfig.
     :param parallel: how many guests are made at the same time.
     :param max_faults: how many native calls of one SPI call are made to fail; None: each of them.
+    :param robust_elsewhere: on a host that is slow: where the same backend is checked to stand failures, cancels and
+        unknown guests; such checks are then NOT_RUN here.
     :param check_timeout_s: how long one check may take.
     :param event_timeout_s: how long an event may take to arrive.
     :param golden_directory: the expected results of ``lower``; without it they are NOT_RUN.
@@ -143,19 +175,28 @@ class Provision:
     uri: str
     label: str = ""
     host: str = ""
+    machine: str = ""
+    accelerator: Accelerator = Accelerator.TCG
     guest: GuestMaker = plain_guest
+    up_line: str = ""
+    disk_format: DiskFormat = DiskFormat.QCOW2
+    interface: ResolvedInterface | None = None
     bootable: Bootable | None = None
     faults: FaultInjector | None = None
     outside: Outside | None = None
     connection: Connection | None = None
     digest: Callable[[], str] | None = None
     network_cidr: str = ""
+    peer: str = ""
+    peer_options: Mapping[str, str] = field(default_factory=dict)
+    files: HostFiles | None = None
     directory: Path | None = None
     allowed_directories: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
     call_timeout_s: float = 30.0
     parallel: int = 50
     max_faults: int | None = None
+    robust_elsewhere: str = ""
     check_timeout_s: float = 60.0
     event_timeout_s: float = 5.0
     golden_directory: Path | None = None

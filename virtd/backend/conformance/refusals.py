@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 from virtd.backend import capabilities as caps
-from virtd.backend.api import BackupRequest, NativeEventType, PoolRequest, SnapshotRequest, VolumeRequest
+from virtd.backend.api import (
+    BackupRequest,
+    MigrationOrder,
+    NativeEventType,
+    PoolRequest,
+    SnapshotRequest,
+    VolumeRequest,
+)
+from virtd.backend.conformance.deeds import by_core
 from virtd.backend.conformance.refusals_update import UPDATE_CALLS
 from virtd.errors import CAPABILITY_UNSUPPORTED
 from virtd.model.console import AgentCommand, AgentFileRequest
@@ -41,7 +49,7 @@ async def _unreported_reboot(kit: Kit) -> None:
     """There is no call to refuse: what is not declared must not be half there either."""
     guest = await kit.in_state(GuestState.RUNNING)
     seen = len(kit.events)
-    if kit.declared(caps.RESET):
+    if kit.declared(caps.RESET) and not by_core(kit, caps.RESET):
         await kit.facet("reset").reset_guest(guest.uuid, kit.context())
         await asyncio.sleep(0.5)
     assert not any(event.type is NativeEventType.GUEST_REBOOTED for event in kit.events[seen:])
@@ -58,7 +66,7 @@ def _pool(kind: PoolKind) -> Callable[[Kit], Awaitable[None]]:
         name = f"{kit.tag}-{uuid4().hex[:6]}"
         request = {
             PoolKind.LOGICAL: PoolRequest(name, kind, volume_group="refused"),
-            PoolKind.NFS: PoolRequest(name, kind, str(kit.directory / name), server="192.0.2.1", export="/x"),
+            PoolKind.NFS: PoolRequest(name, kind, kit.host_path(name), server="192.0.2.1", export="/x"),
         }[kind]
         await _refused(kit, kit.facet("pools").define_pool(request, kit.context()))
 
@@ -100,10 +108,31 @@ async def _os_info(kit: Kit) -> None:
     await _refused(kit, kit.facet("agent").os_info(guest.uuid))
 
 
+def _migration(order: MigrationOrder) -> Callable[[Kit], Awaitable[None]]:
+    async def refused(kit: Kit) -> None:
+        guest = await kit.in_state(GuestState.RUNNING)
+        facet = kit.facet("migration")
+        call = facet.migrate_guest(guest.uuid, order, facet, kit.context(), committed=lambda: None)
+        await _refused(kit, call)
+
+    return refused
+
+
 async def _refused(kit: Kit, call: Awaitable[object]) -> None:
     before = await kit.digest()
     await kit.error(call, CAPABILITY_UNSUPPORTED)
     await kit.unchanged(before, "the refusal")
+
+
+def _of_guest(facet: str, method: str, state: GuestState, *, context: bool = True) -> Callable[[Kit], Awaitable[None]]:
+    """A call that takes a guest and nothing else, of guests that are of a kind that cannot do it."""
+
+    async def refused(kit: Kit) -> None:
+        guest = await kit.in_state(state)
+        arguments = (guest.uuid, kit.context()) if context else (guest.uuid,)
+        await _refused(kit, getattr(kit.facet(facet), method)(*arguments))
+
+    return refused
 
 
 async def _nothing_to_call(_kit: Kit) -> None:
@@ -131,5 +160,15 @@ CALLS: Final[Mapping[str, Callable[[Kit], Awaitable[None]]]] = {
     caps.POOL_NFS: _pool(PoolKind.NFS),
     caps.VOLUME_RESIZE: _resize,
     caps.VOLUME_CLONE: _clone,
+    caps.TRASH: _nothing_to_call,
+    caps.MIGRATE: _nothing_to_call,
+    caps.MIGRATE_LIVE: _nothing_to_call,
+    caps.MIGRATE_STORAGE: _migration(MigrationOrder(mirrors=True)),
+    caps.MIGRATE_POSTCOPY: _migration(MigrationOrder(post_copy=True)),
+    caps.SUSPEND: _of_guest("suspend", "suspend_guest", GuestState.RUNNING),
+    caps.RESET: _of_guest("reset", "reset_guest", GuestState.RUNNING),
+    caps.REBOOT: _of_guest("reboot", "request_reboot", GuestState.RUNNING),
+    caps.SCREENSHOT: _of_guest("screenshot", "screenshot", GuestState.RUNNING, context=False),
+    caps.CONSOLE_GRAPHICAL: _of_guest("display", "open_display", GuestState.RUNNING, context=False),
     **UPDATE_CALLS,
 }

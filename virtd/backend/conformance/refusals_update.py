@@ -7,15 +7,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from virtd.backend import capabilities as caps
-from virtd.backend.api import ResolvedDisk, ResolvedGuest, ResolvedInterface, UpdateEffect
-from virtd.errors import CAPABILITY_UNSUPPORTED
+from virtd.backend.api import Fidelity, ResolvedDisk, ResolvedGuest, ResolvedInterface, UpdateEffect
+from virtd.errors import CAPABILITY_UNSUPPORTED, FIELD_UNSUPPORTED
 from virtd.model.devices import IoTune
 from virtd.model.guest import DiskBus, DiskDevice, DiskFormat, InterfaceKind
 
 if TYPE_CHECKING:
     from virtd.backend.conformance.kit import Kit
 
-_DISK: Final = ResolvedDisk("refused", "", DiskFormat.QCOW2, DiskBus.VIRTIO)
+_DISK: Final = ResolvedDisk("refused", "", DiskFormat.RAW, DiskBus.VIRTIO)
 _DRIVE: Final = ResolvedDisk("cd", "", DiskFormat.RAW, DiskBus.SCSI, DiskDevice.CDROM, read_only=True)
 _INTERFACE: Final = ResolvedInterface("refused", InterfaceKind.USER, "52:54:00:c0:ff:ef")
 
@@ -29,13 +29,20 @@ def _live(capability: str, field: str, start: Change, change: Change) -> Callabl
     """
 
     async def refused(kit: Kit) -> None:
-        path = str(kit.directory / "refused")
+        path = await kit.host_file("refused", bytes(1 << 20))
         make = kit.provision.guest
-        subject = await kit.new_guest(make=lambda name, uuid: start(make(name, uuid), path), running=True)
+        subject = kit.subject(make=lambda name, uuid: start(make(name, uuid), path))
+        if any(verdict.fidelity is Fidelity.REJECTED for verdict in kit.session.lower(subject.resolved).verdicts):
+            # Guests of this kind have no such device in the first place.
+            await kit.error(kit.session.define_guest(subject.resolved, kit.context()), FIELD_UNSUPPORTED)
+            return
+        await kit.session.define_guest(subject.resolved, kit.context())
+        await kit.session.start_guest(subject.uuid, kit.context())
         facet, current = kit.facet("update"), subject.resolved
         wanted = change(current, path)
         (entry,) = await facet.plan_update(current, wanted, [field])
-        assert entry.effect is UpdateEffect.NEXT_BOOT, f"{field} is {entry.effect}, yet {capability} is not offered"
+        later = (UpdateEffect.NEXT_BOOT, UpdateEffect.REJECTED)
+        assert entry.effect in later, f"{field} is {entry.effect}, yet {capability} is not offered"
         assert entry.reason == kit.capability(capability).reason, "the plan gives another reason"
         before = await kit.digest()
         await kit.error(facet.apply_live(current, wanted, [field], kit.context()), CAPABILITY_UNSUPPORTED)
@@ -46,7 +53,7 @@ def _live(capability: str, field: str, start: Change, change: Change) -> Callabl
 
 async def _resize(kit: Kit) -> None:
     subject = await kit.new_guest()
-    path = str(kit.directory / "refused")
+    path = kit.host_path("refused")
     before = await kit.digest()
     work = kit.facet("update").resize_disk(subject.uuid, path, 1 << 20, kit.context())
     await kit.error(work, CAPABILITY_UNSUPPORTED)

@@ -2,7 +2,8 @@
 
 As JSON (``"schema": "virtd.conformance/1"``)::
 
-    {"schema", "label", "host", "date", "complete",
+    {"schema", "label", "host", "machine", "time",   # machine: the kind of guest, where there are several
+     "complete", "brief", "expected",                # whether all checks were run; how many there are
      "backend": {"id", "title", "version"},
      "facts": {"hypervisor", "hypervisor_version", "api", "api_version", "architecture", "accelerator"},
      "notes": {NAME: VALUE},                    # e.g. how many guests were made in parallel
@@ -11,15 +12,15 @@ As JSON (``"schema": "virtd.conformance/1"``)::
 
 ``outcome`` is PASSED, FAILED, REFUSED (the capability is not declared, and the refusal was proven) or
 NOT_RUN (``message`` says why).  REFUSED is also what a PARTIAL capability may answer with CAPABILITY_UNSUPPORTED
-to some of its checks.  ``provenance`` is VERIFIED when at least one check that proves the
-capability was run, and all of them passed (or proved the refusal).  ``complete`` is false when checks were deselected:
-such a report is no evidence.
+to some of its checks.  ``provenance`` is VERIFIED when every check that proves the capability was run, none failed, and
+one passed; of a capability that is not declared: when its refusal was proven.  ``complete`` is false when checks were
+left out, and ``brief`` true when these were all but the kit's own choice (:mod:`virtd.backend.conformance.brief`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -31,6 +32,7 @@ from virtd.model.host import Capability, CapabilityLevel, CapabilityProvenance, 
 
 SCHEMA: Final = "virtd.conformance/1"
 SUFFIX: Final = ".json"
+_MISSING: Final = (CapabilityLevel.UNSUPPORTED, CapabilityLevel.UNKNOWN)
 
 
 class Outcome(StrEnum):
@@ -43,8 +45,22 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of a check, and why; see :class:`CheckRecord`, and :class:`~.marks.NotRun` for ``elsewhere``."""
+
+    outcome: Outcome
+    message: str = ""
+    refused: str = ""
+    elsewhere: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class CheckRecord:
-    """One check.  ``proof`` tells a check that shows that a capability works from one of its robustness."""
+    """One check.
+
+    :param proof: it shows that a capability works (or else that it is robust).
+    :param refused: the capability whose refusal it has proven, if that is what came of it.
+    """
 
     name: str
     capabilities: tuple[str, ...]
@@ -52,6 +68,7 @@ class CheckRecord:
     duration_s: float
     message: str = ""
     proof: bool = True
+    refused: str = ""
 
 
 @dataclass
@@ -60,11 +77,13 @@ class Report:
 
     label: str
     host: str = ""
+    machine: str = ""
     descriptor: BackendDescriptor | None = None
     facts: HostFacts | None = None
     notes: dict[str, str | int | float] = field(default_factory=dict)
     checks: list[CheckRecord] = field(default_factory=list)
-    expected: frozenset[str] = frozenset()
+    expected: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    brief: bool = False
 
     def add(self, record: CheckRecord) -> None:
         """Take a check's outcome."""
@@ -77,20 +96,20 @@ class Report:
     @property
     def complete(self) -> bool:
         """Whether every check of the suite is in it."""
-        return bool(self.expected) and self.expected <= {record.name for record in self.checks}
+        return bool(self.expected) and set(self.expected) <= {record.name for record in self.checks}
 
     def provenance(self, capability: Capability) -> CapabilityProvenance:
         """VERIFIED, or what the probe said."""
-        proofs = [record for record in self.checks if record.proof and capability.id in record.capabilities]
-        others = [record for record in self.checks if not record.proof and capability.id in record.capabilities]
-        good = {Outcome.PASSED, Outcome.REFUSED}
-        worked = capability.level is not CapabilityLevel.PARTIAL or any(p.outcome is Outcome.PASSED for p in proofs)
-        if (
-            proofs
-            and worked
-            and all(proof.outcome in good for proof in proofs)
-            and all(other.outcome is not Outcome.FAILED for other in others)
-        ):
+        mine = [record for record in self.checks if capability.id in record.capabilities]
+        if any(record.outcome is Outcome.FAILED for record in mine):
+            return capability.provenance
+        if capability.level in _MISSING:
+            refused = any(record.refused == capability.id for record in mine)
+            return CapabilityProvenance.VERIFIED if refused else capability.provenance
+        ran = {record.name for record in mine}
+        left_out = [name for name, proven in self.expected.items() if capability.id in proven and name not in ran]
+        proofs = [record.outcome for record in mine if record.proof]
+        if not left_out and Outcome.PASSED in proofs and Outcome.NOT_RUN not in proofs:
             return CapabilityProvenance.VERIFIED
         return capability.provenance
 
@@ -102,8 +121,11 @@ class Report:
             "schema": SCHEMA,
             "label": self.label,
             "host": described,
-            "date": datetime.now(UTC).date().isoformat(),
+            "machine": self.machine,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "complete": self.complete,
+            "brief": self.brief,
+            "expected": len(self.expected),
             "backend": (
                 {"id": self.descriptor.id, "title": self.descriptor.title, "version": self.descriptor.version}
                 if self.descriptor
@@ -124,7 +146,13 @@ class Report:
 
     def _capability(self, entry: Capability) -> dict[str, Any]:
         checks = [record.name for record in self.checks if entry.id in record.capabilities]
-        return {**asdict(entry), "provenance": self.provenance(entry), "checks": checks}
+        return {
+            "id": entry.id,
+            "level": entry.level,
+            "provenance": self.provenance(entry),
+            "reason": entry.reason,
+            "checks": checks,
+        }
 
     def write(self, path: Path) -> Path:
         """Write the report to a file, or as ``LABEL.json`` into a directory."""
@@ -145,7 +173,9 @@ def summary(reports: Iterable[Report]) -> list[str]:
     lines = []
     for report in reports:
         counts = {outcome: sum(record.outcome is outcome for record in report.checks) for outcome in Outcome}
-        lines.append(f"{report.label}: " + ", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
+        part = "" if report.complete else f" of {len(report.expected)}{', in brief' if report.brief else ', in part'}"
+        told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+        lines.append(f"{report.label}: {len(report.checks)} checks{part}: {told}")
         grouped: dict[tuple[str, str], list[str]] = {}
         for record in report.not_run():
             name, _, case = record.name.partition("[")

@@ -18,6 +18,7 @@ from virtd.backend.conformance.checks_devices import TestDeviceFields
 from virtd.backend.conformance.checks_guests import TestGuests
 from virtd.backend.conformance.checks_inside import TestAgent, TestConsole, TestMemoryIsKept, TestPower, TestScreenshot
 from virtd.backend.conformance.checks_lifecycle2 import TestAutostart, TestClones, TestDefinitions, TestReboots
+from virtd.backend.conformance.checks_migration import TestMigration, TestMovedDefinitions
 from virtd.backend.conformance.checks_networks import TestCloudInit, TestNetworkChanges
 from virtd.backend.conformance.checks_observe import TestDiagnosis, TestEvents, TestMetrics, TestPresence
 from virtd.backend.conformance.checks_snapshots import (
@@ -32,7 +33,7 @@ from virtd.backend.conformance.checks_update import TestHotplug, TestUpdate
 from virtd.backend.conformance.checks_verbs import TestVerbs
 from virtd.backend.conformance.checks_volumes import TestPoolChanges, TestVolumeChanges, TestVolumeTransfer
 from virtd.backend.conformance.kit import Kit, check_name
-from virtd.backend.conformance.plugin import REPORTS
+from virtd.backend.conformance.plugin import REPORTS, runs_brief
 from virtd.backend.conformance.provision import Bootable, Connection, FaultInjector, Outside, Provision, plain_guest
 from virtd.backend.conformance.report import Report
 
@@ -52,7 +53,6 @@ SUITE = (
     TestAgentFiles,
     TestAgentMore,
     TestDisplay,
-    TestPower,
     TestSnapshots,
     TestExternalSnapshots,
     TestQuiescedSnapshots,
@@ -60,6 +60,7 @@ SUITE = (
     TestDiskContents,
     TestBackup,
     TestIncrementalBackup,
+    TestPower,
     TestPools,
     TestVolumes,
     TestPoolChanges,
@@ -71,6 +72,8 @@ SUITE = (
     TestDefinitions,
     TestClones,
     TestReboots,
+    TestMovedDefinitions,
+    TestMigration,
     TestNetworks,
     TestNetworkChanges,
     TestCloudInit,
@@ -95,16 +98,16 @@ __all__ = [  # noqa: PLE0604 - the groups' own names
 ]
 
 
-def every_check() -> frozenset[str]:
-    """The names of all checks, as the report has them."""
-    names: set[str] = set()
+def every_check() -> dict[str, tuple[str, ...]]:
+    """All checks by their names, as the report has them, and the capabilities that each proves."""
+    found: dict[str, tuple[str, ...]] = {}
     for group in SUITE:
         for attribute in vars(group).values():
             body = getattr(attribute, "virtd_check", None)
             if body is not None:
                 for parameters in _parameters(attribute):
-                    names.add(check_name(body, parameters))
-    return frozenset(names)
+                    found[check_name(body, parameters)] = attribute.virtd_proves(parameters)
+    return found
 
 
 def _parameters(test: object) -> list[dict[str, object]]:
@@ -125,8 +128,10 @@ def kit(provision: Provision, request: pytest.FixtureRequest) -> Iterator[Kit]:
     report = Report(
         label=provision.label or descriptor.id,
         host=provision.host,
+        machine=provision.machine,
         descriptor=descriptor,
         expected=every_check(),
+        brief=runs_brief(request.node, config),
     )
     regenerate = config.getoption("--virtd-conformance-regenerate", default=False)
     under_test = Kit(provision, report, regenerate=bool(regenerate))

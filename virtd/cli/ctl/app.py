@@ -35,6 +35,7 @@ ENTRIES: Final = {
     "resume": Entry("cmd_verbs:resume", "Let paused guests go on.", _GUESTS),
     "suspend": Entry("cmd_verbs:suspend", "Save guests to disk and stop them.", _GUESTS),
     "clone": Entry("cmd_verbs:clone", "Make a guest like another one.", _GUESTS),
+    "migrate": Entry("cmd_migrate:migrate", "Move a guest to another host of the same hypervisor.", _GUESTS),
     "adopt": Entry("cmd_verbs:adopt", "Take guests under management that others defined.", _GUESTS),
     "release": Entry("cmd_verbs:release", "Let go of guests; they stay as they are.", _GUESTS),
     "discard": Entry("cmd_verbs:discard", "Throw the saved memory of suspended guests away.", _GUESTS),

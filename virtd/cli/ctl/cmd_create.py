@@ -55,7 +55,7 @@ _SPEC_OPTIONS = (
                  "pool=, device=, boot=, readonly, copy. Can be repeated."),
     click.option("--network", "networks", multiple=True, metavar="NET",
                  help="user, network:NAME or bridge:BR, then ,mac= and ,model=. Can be repeated."),
-    click.option("--accelerator", metavar="A", help="auto (default), kvm or tcg."),
+    click.option("--accelerator", metavar="A", help="auto (default), kvm, tcg or native."),
     click.option("--firmware", metavar="F", help="bios (default) or uefi."),
     click.option("--machine", metavar="M", help="Machine type in the hypervisor's words."),
     click.option("--run-strategy", metavar="S", help="manual (default), always, halted, rerun_on_failure or once."),

@@ -60,12 +60,15 @@ def probe(session: Session, *, name: str | None) -> None:
 
 @command("capabilities")
 @click.argument("name", required=False, metavar="[HOST]", type=Named(kinds.HOSTS))
+@click.option("--guest", help="Of this guest, where guests of a host are of several kinds.", type=Named(kinds.GUESTS))
+@click.option("--machine", default="", help="Of guests of this kind, such as xenpvh.")
 @pass_session
-def capabilities(session: Session, *, name: str | None) -> None:
+def capabilities(session: Session, *, name: str | None, guest: str | None, machine: str) -> None:
     """Say what a host can do, how well, how virtd knows, and why not."""
-    from virtd.cli.ctl.remote import host_name
+    from virtd.cli.ctl.remote import guest_name, host_name
 
-    full = host_name(session, name)
-    found = session.client().hosts.capabilities(full)
+    whole = guest_name(session, guest) if guest else ""
+    full = host_name(session, name or whole.partition("/guests/")[0] or None)
+    found = session.client().hosts.capabilities(full, machine=machine, guest=whole)
     extra = {"host": full} if session.printer.format in {"json", "yaml"} else {}
     session.printer.items(kinds.CAPABILITIES, found, **extra)

@@ -232,6 +232,8 @@ CAPABILITIES: Final = Kind(
         Column("CAPABILITY", "id", attribute("id")),
         Column("LEVEL", "level", lambda c: enum(c, "level"), state=True),
         Column("PROVENANCE", "provenance", lambda c: enum(c, "provenance")),
+        Column("VERIFIED WITH", "verified_with", attribute("verified_with"), lambda v: v or "-"),
+        Column("VERIFIED", "verified_time", time_of("verified_time"), wide=True),
         Column("REASON", "reason", attribute("reason"), lambda v: v),
     ),
     ("capability", "caps"),
@@ -266,6 +268,15 @@ CHECKS: Final = Kind(
         Column("STATUS", "status", lambda pair: enum(pair[1], "status"), state=True),
         Column("FOUND", "summary", lambda pair: pair[1].summary),
         Column("WHAT TO DO", "remedy", lambda pair: pair[1].remedy),
+    ),
+)  # fmt: skip
+FINDINGS: Final = Kind(
+    "findings", "MigrationFinding", "transfer:MigrationFinding", "",
+    (
+        Column("SEVERITY", "severity", lambda finding: enum(finding, "severity"), state=True),
+        Column("REASON", "reason", attribute("reason")),
+        Column("FOUND", "message", attribute("message")),
+        Column("WHAT TO DO", "remedy", attribute("remedy")),
     ),
 )  # fmt: skip
 
@@ -387,7 +398,7 @@ GETTABLE: Final = (
     SCHEDULES,
     UPLOADS,
 )
-ALL: Final = (*GETTABLE, EVENTS, CAPABILITIES, PLANS, CHECKS, CHANGES, LEASES, VERIFICATIONS)
+ALL: Final = (*GETTABLE, EVENTS, CAPABILITIES, PLANS, CHECKS, FINDINGS, CHANGES, LEASES, VERIFICATIONS)
 
 _WORDS: Final = {word: kind for kind in GETTABLE for word in (kind.plural, *kind.aliases)}
 

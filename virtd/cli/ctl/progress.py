@@ -36,6 +36,11 @@ class Silent:
         """Nothing."""
 
 
+def _word(metadata: Any) -> str:
+    word: str = metadata.stage or kinds.enum(metadata, "state").lower()
+    return f"{word}, waiting for {metadata.waiting_for}" if metadata.waiting_for else word
+
+
 class Lines:
     """One line for every stage, and for every note of the reason trail with ``--verbose``."""
 
@@ -48,7 +53,7 @@ class Lines:
     def update(self, metadata: Any) -> None:
         """Say what is new."""
         state = kinds.enum(metadata, "state")
-        word = metadata.stage or state.lower()
+        word = _word(metadata)
         self._seen += 1
         # Every operation begins in the queue; that one stays there is news.
         if state == "PENDING" and self._seen == 1:
@@ -91,7 +96,7 @@ class Bar:
         known = metadata.HasField("fraction")
         fields: dict[str, Any] = {
             "share": f"{metadata.fraction:>4.0%}" if known else "",
-            "stage": text.clean(metadata.stage or kinds.enum(metadata, "state").lower()),
+            "stage": text.clean(_word(metadata)),
         }
         if metadata.HasField("bytes_total"):
             fields["stage"] += f" {text.size(metadata.bytes_done)} of {text.size(metadata.bytes_total)}"

@@ -13,7 +13,9 @@ class Boot:
     """How a guest starts.
 
     ``efi`` lets libvirt choose UEFI firmware; ``secure`` is its secure boot together with enrolled
-    keys: off, so that unsigned loaders run, or on.  ``os_type`` is libvirt's (``hvm``).
+    keys: off, so that unsigned loaders run, or on.  ``os_type`` is libvirt's (``hvm``).  ``devices`` are kinds of
+    devices (``hd``, ``cdrom``, ``network``) in the order in which they are tried, for hypervisors whose firmware
+    does not know an order of single devices.
     """
 
     os_type: str = "hvm"
@@ -24,6 +26,7 @@ class Boot:
     kernel: str = ""
     initrd: str = ""
     command_line: str = ""
+    devices: tuple[str, ...] = ()
 
     def build(self) -> Element:
         """The element."""
@@ -40,6 +43,8 @@ class Boot:
             child(root, "initrd", self.initrd)
         if self.kernel and self.command_line:
             child(root, "cmdline", self.command_line)
+        for device in self.devices:
+            child(root, "boot", dev=device)
         return root
 
     @classmethod
@@ -59,4 +64,5 @@ class Boot:
             kernel=text(root, "kernel"),
             initrd=text(root, "initrd"),
             command_line=text(root, "cmdline"),
+            devices=tuple(found.get("dev") or "" for found in root.findall("boot")),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from virtd.libvirt.xml.build import Element, parse, render, text
@@ -66,6 +66,26 @@ def with_disk_files(xml: str, files: Mapping[str, tuple[str, str]]) -> str:
         for below in [*disk.findall("backingStore"), *disk.findall("mirror")]:
             disk.remove(below)
     return render(root)
+
+
+def disk_paths(xml: str) -> list[str]:
+    """The files and devices of all disks that have one."""
+    return [path for disk in parse(xml).findall("devices/disk") if (path := _path_of(disk))]
+
+
+def migrated_disk_targets(xml: str, paths: Collection[str]) -> list[str]:
+    """The names (``vda``) under which the guest has the disks with these files."""
+    targets = []
+    for disk in parse(xml).findall("devices/disk"):
+        target = disk.find("target")
+        if target is not None and _path_of(disk) in paths:
+            targets.append(target.get("dev") or "")
+    return targets
+
+
+def _path_of(disk: Element) -> str:
+    source = disk.find("source")
+    return "" if source is None else next((source.get(key) or "" for key in _OUTSIDE if source.get(key)), "")
 
 
 def _drop(found: Element) -> None:

@@ -26,6 +26,9 @@ _IDENTIFIERS: Final = ("name", "id", "vcpu", "cell", "order", "alias", "value", 
 # A device of another kind has another place in the machine, and its elements other attributes.
 _KINDS: Final = (".@type", ".@device", ".@model", "model@type", "target@bus")
 
+# Xen emulates its own disks in the places of the IDE bus, for an HVM guest's firmware.
+_SHARED: Final = ("xvd", "hd")
+
 Key = tuple[str, ...]
 
 
@@ -115,6 +118,7 @@ class _Targets:
     def __init__(self, native: Element, live: Element | None) -> None:
         self._held: dict[tuple[str, str], str] = {}
         self._taken: set[str] = set()
+        self._shared = _SHARED if native.get("type") == "xen" else ()
         for domain in (native, live):
             if domain is None:
                 continue
@@ -140,8 +144,10 @@ class _Targets:
             entry.set("target", changed.get(entry.get("target") or "", entry.get("target") or ""))
 
     def _free(self, designed: str) -> str:
-        prefix = designed[:2]
-        found = next(name for name in (f"{prefix}{tail}" for tail in _letters()) if name not in self._taken)
+        prefix = designed[: 3 if designed.startswith("xvd") else 2]
+        prefixes = self._shared if prefix in self._shared else (prefix,)
+        tails = (tail for tail in _letters() if not any(f"{other}{tail}" in self._taken for other in prefixes))
+        found = f"{prefix}{next(tails)}"
         self._taken.add(found)
         return found
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from virtd.model.names import check_new_id, parse_host
+from virtd.model.names import check_new_id, parse_guest, parse_host
 from virtd.rpc.context import Context
 from virtd.rpc.convert import to_message
 from virtd.rpc.servicers.base import Servicer, call_of, required
@@ -17,7 +17,9 @@ class HostServicer(Servicer):
     async def AddHost(self, request: pb.AddHostRequest, _context: Context) -> pb.AddHostResponse:
         """Add a host."""
         host_id, uri = check_new_id(request.host_id, "host_id"), required(request.uri, "uri")
-        host = await self.services.hosts.add(call_of(request), host_id, uri, dict(request.labels))
+        host = await self.services.hosts.add(
+            call_of(request), host_id, uri, dict(request.labels), dict(request.options)
+        )
         return pb.AddHostResponse(host=to_message(host, pb.Host))
 
     async def GetHost(self, request: pb.GetHostRequest, _context: Context) -> pb.GetHostResponse:
@@ -49,6 +51,7 @@ class HostServicer(Servicer):
     async def GetCapabilities(
         self, request: pb.GetCapabilitiesRequest, _context: Context
     ) -> pb.GetCapabilitiesResponse:
-        """What a host can do."""
-        found = self.services.hosts.capabilities(parse_host(request.name))
+        """What a host can do, or one guest, or one kind of guests."""
+        guest = parse_guest(request.guest, "guest") if request.guest else None
+        found = self.services.hosts.capabilities(parse_host(request.name), machine=request.machine, guest=guest)
         return pb.GetCapabilitiesResponse(capabilities=[to_message(one, capability_pb2.Capability) for one in found])

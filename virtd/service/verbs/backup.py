@@ -209,7 +209,7 @@ class CreateBackup(GuestVerb[BackupArguments]):
         """Remove what an earlier attempt of this very operation has left."""
         arguments, link = run.arguments, self.link(run)
         await link.call(self.facet(run).abort_backup(arguments.uid, run), timeout_s=END_S)
-        if run.recovered:
+        if run.repeated:
             await link.call(self.facet(run).delete_checkpoint(arguments.uid, arguments.checkpoint, run))
 
     async def _undo(self, run: Run[BackupArguments]) -> None:

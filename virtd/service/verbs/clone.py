@@ -183,7 +183,7 @@ class CloneGuest(GuestVerb[CloneArguments]):
             files[disk.source_path] = DiskFile(path, DiskFormat.QCOW2)
             if path in used:
                 continue  # a crash came after this
-            if run.recovered:
+            if run.repeated:
                 await link.call(storage.delete_volume(disk.source_pool, disk.kept_overlay, run))
             await link.call(storage.create_volume(_overlay(disk, disk.source_pool, disk.kept_overlay), run))
         await link.call(facet.replace_disk_files(arguments.source_uid, files, run))
@@ -231,7 +231,7 @@ class CloneGuest(GuestVerb[CloneArguments]):
             run.checkpoint()
             if disk.pool == DEFAULT_POOL:
                 await link.call(storage.ensure_default_pool(run))
-            if run.recovered:
+            if run.repeated:
                 # Its name carries the guest's UUID: what is there is ours, and may be half of it.
                 await link.call(storage.delete_volume(disk.pool, disk.name, run))
             owned.append(f"{disk.pool}/{disk.name}")
@@ -246,7 +246,15 @@ class CloneGuest(GuestVerb[CloneArguments]):
         elif disk.source_pool:
             if changes is None:
                 raise unsupported(CLONE, "the host cannot copy volumes")
-            copy = changes.clone_volume(disk.source_pool, disk.source_volume, disk.pool, disk.name, disk.format, run)
+            copy = changes.clone_volume(
+                disk.source_pool,
+                disk.source_volume,
+                disk.pool,
+                disk.name,
+                disk.format,
+                run,
+                source_format=disk.source_format,
+            )
             await link.call(copy, timeout_s=patience(run))
         else:
             request = VolumeRequest(
@@ -268,7 +276,7 @@ class CloneGuest(GuestVerb[CloneArguments]):
             respin, seed, arguments.spec.cloud_init, arguments.source, arguments.guest, arguments.uid, macs
         )
         pool = new.pool or (await link.call(storage.ensure_default_pool(run))).name
-        if run.recovered:
+        if run.repeated:
             await link.call(storage.delete_volume(pool, new.name, run))
         owned.append(f"{pool}/{new.name}")
         self.core.inventory.own_volumes(arguments.uid, tuple(dict.fromkeys(owned)))

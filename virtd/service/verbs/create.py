@@ -150,7 +150,7 @@ class CreateGuest(GuestVerb[CreateArguments]):
                 source_format=volume.source_format,
                 overlay=volume.overlay,
             )
-            if run.recovered:
+            if run.repeated:
                 # Its name carries the guest's UUID: what is there is ours, and may be half of it.
                 await link.call(storage.delete_volume(pool, volume.name, run))
             owned.append(f"{pool}/{volume.name}")

@@ -38,13 +38,14 @@ def owners_of(core: Core, host: str) -> dict[str, set[str]]:
     return found
 
 
-async def dispose(core: Core, run: Run[Any], host: str, volumes: Sequence[str], gone: frozenset[str]) -> None:
+async def dispose(core: Core, run: Run[Any], host: str, volumes: Sequence[str], gone: frozenset[str]) -> frozenset[str]:
     """Delete volumes, but those that somebody else owns or is based on: these are named, and stay.
 
     Idempotent.  What is on top goes first.
 
     :param volumes: ``pool/volume``.
     :param gone: the names of the owners that are going.
+    :returns: those that stay though nobody else owns them, or of which that is not known.
     """
     link = core.link(host)
     storage = storage_of(link)
@@ -57,6 +58,7 @@ async def dispose(core: Core, run: Run[Any], host: str, volumes: Sequence[str], 
         else:
             mine.append(volume)
     left, based = await _looked_up(link, storage, run, mine)
+    deleted: set[str] = set()
     while left:
         free = [volume for volume, path in left.items() if not based.get(path)]
         if not free:
@@ -65,10 +67,12 @@ async def dispose(core: Core, run: Run[Any], host: str, volumes: Sequence[str], 
             path = left.pop(volume)
             pool, _, name = volume.partition("/")
             await link.call(storage.delete_volume(pool, name, run))
+            deleted.add(volume)
             for children in based.values():
                 children.discard(path)
     for volume, path in left.items():
         run.warn(f"volume {volume} stays: {', '.join(sorted(based[path]))} is based on it")
+    return frozenset(mine) - deleted
 
 
 async def _looked_up(

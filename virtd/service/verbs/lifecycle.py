@@ -1,4 +1,4 @@
-"""Start, shutdown, stop and reboot.
+"""Start, shutdown and stop.
 
 They are what a person says about whether a guest runs, so they also turn its run strategy, as KubeVirt's
 do: who starts a guest that is HALTED wants it ALWAYS, who stops one that is ALWAYS wants it HALTED.
@@ -13,12 +13,9 @@ from typing import Final
 
 from virtd.backend import capabilities as cap
 from virtd.errors import (
-    INVALID_STATE,
-    REBOOT_IGNORED,
     SHUTDOWN_IGNORED,
     DeadlineExceededError,
     FailedPreconditionError,
-    UnsupportedError,
     unsupported,
 )
 from virtd.model.guest import GuestState, RunStrategy
@@ -26,13 +23,11 @@ from virtd.operations import Run, Step
 from virtd.service.core import Core
 from virtd.service.verbs.adopt import AdoptGuest, ReleaseGuest
 from virtd.service.verbs.base import G, GuestArguments, GuestVerb, patience
-from virtd.service.verbs.simple import lost, simple_verbs
+from virtd.service.verbs.simple import simple_verbs
 
 DOWN: Final = frozenset({GuestState.STOPPED, GuestState.CRASHED, GuestState.SUSPENDED})
 PRESS_AGAIN_S: Final = (3.0, 5.0, 10.0)
 """When to press the power button again: a press can be lost while a guest boots."""
-ASK_AGAIN_S: Final = 15.0
-"""When to ask for a reboot again: long enough that one which is under way is not asked for twice."""
 STRATEGY_CALLER: Final = "strategy"
 """Who the caller of operations is that a run strategy begins."""
 
@@ -193,92 +188,12 @@ async def press_until_down(verb: GuestVerb[ShutdownArguments], run: Run[Shutdown
     await verb.refresh(run)
 
 
-@dataclass(frozen=True, slots=True)
-class RebootArguments(ShutdownArguments):
-    """Arguments of ``reboot``; ``emulated``: shut down, then start."""
-
-    emulated: bool = False
-
-
-class RebootGuest(GuestVerb[RebootArguments]):
-    """Ask the guest to reboot, or shut it down and start it where the host cannot ask."""
-
-    name = "reboot"
-
-    @property
-    def arguments(self) -> type[RebootArguments]:
-        """Journalled."""
-        return RebootArguments
-
-    def timeout_s(self, arguments: RebootArguments) -> float:
-        """As shutdown and start together."""
-        return arguments.wait_s + self.core.options.start_timeout_s
-
-    def steps(self, arguments: RebootArguments) -> Sequence[Step[RebootArguments]]:
-        """The emulation can be gone on with after a crash; a native request cannot be repeated safely."""
-        if arguments.emulated:
-            return [Step("shutdown", self._shutdown), Step("start", self._start)]
-        return [Step("reboot", self._reboot, probe=lost)]
-
-    async def _reboot(self, run: Run[RebootArguments]) -> None:
-        link = self.link(run)
-        facet = link.facets.reboot
-        if facet is None:
-            raise unsupported(cap.REBOOT, "the host cannot ask a guest to reboot")
-        reboots, uid = self.core.inventory.reboots, run.arguments.uid
-        before = reboots.get(uid, 0)
-        await link.call(facet.request_reboot(uid, run))
-        try:
-            cap.require(link.capabilities, cap.REBOOT_EVENTS)
-        except UnsupportedError:
-            run.warn("the host does not report reboots: the guest was asked, and what it does is not known")
-            return
-        started = time.monotonic()
-        asked = 1
-        while reboots.get(uid, 0) == before:
-            run.checkpoint()
-            passed = time.monotonic() - started
-            if passed >= run.arguments.wait_s:
-                raise DeadlineExceededError(
-                    REBOOT_IGNORED,
-                    f"{run.arguments.guest} did not reboot within {run.arguments.wait_s:g} s ({asked} requests); "
-                    "it runs on",
-                    resource=str(run.arguments.guest_name),
-                    metadata={"requests": str(asked)},
-                )
-            if self.state(run) in DOWN:
-                await self.refresh(run)
-                if self.state(run) in DOWN:
-                    raise FailedPreconditionError(
-                        INVALID_STATE,
-                        f"{run.arguments.guest} went down instead of rebooting",
-                        resource=str(run.arguments.guest_name),
-                        allowed_actions=("start",),
-                    )
-            if passed >= asked * ASK_AGAIN_S:
-                asked += 1  # a request can be lost while a guest boots, as a press can
-                await link.call(facet.request_reboot(uid, run))
-            run.progress(min(0.99, passed / run.arguments.wait_s))
-            await self.core.events.wait_news(self.core.events.head, 0.2)
-        await self.refresh(run)
-
-    async def _shutdown(self, run: Run[RebootArguments]) -> None:
-        run.note("the host cannot reboot a guest: it is shut down and started")
-        await press_until_down(self, run)  # type: ignore[arg-type]  # RebootArguments is a ShutdownArguments
-
-    async def _start(self, run: Run[RebootArguments]) -> None:
-        link = self.link(run)
-        await link.call(link.session.start_guest(run.arguments.uid, run), timeout_s=patience(run))
-        await self.refresh(run)
-
-
 def lifecycle_verbs(core: Core) -> list[GuestVerb[GuestArguments] | GuestVerb[ShutdownArguments]]:
     """One of each, for registration."""
     return [
         StartGuest(core),
         StopGuest(core),
         ShutdownGuest(core),
-        RebootGuest(core),  # type: ignore[list-item]  # RebootArguments is a ShutdownArguments
         AdoptGuest(core),
         ReleaseGuest(core),
         *simple_verbs(core),

@@ -1,4 +1,4 @@
-"""Verbs that are one call of a facet: reset, pause, resume, suspend, discard the saved state."""
+"""Verbs that are one call of a facet: pause, resume, suspend, discard the saved state."""
 
 from __future__ import annotations
 
@@ -7,14 +7,9 @@ from typing import ClassVar
 
 from virtd.backend import capabilities as cap
 from virtd.errors import unsupported
-from virtd.operations import Probe, Run, Step
+from virtd.operations import Run, Step
 from virtd.service.core import Core
 from virtd.service.verbs.base import GuestArguments, GuestVerb, patience
-
-
-async def lost(_run: object) -> Probe:
-    """For steps that leave no trace: after a crash nobody can tell whether they took effect."""
-    return Probe.LOST
 
 
 class FacetVerb(GuestVerb[GuestArguments]):
@@ -29,8 +24,6 @@ class FacetVerb(GuestVerb[GuestArguments]):
     """The field of :class:`virtd.backend.api.Facets`."""
     method: ClassVar[str]
     """Takes ``(uuid, context)``."""
-    repeatable: ClassVar[bool] = True
-    """Whether it may be done again after a crash in its middle."""
     cancellable: ClassVar[bool] = False
     long: ClassVar[bool] = False
     """Whether it takes as long as it takes, rather than as long as a call may."""
@@ -42,7 +35,7 @@ class FacetVerb(GuestVerb[GuestArguments]):
 
     def steps(self, arguments: GuestArguments) -> Sequence[Step[GuestArguments]]:
         """One step."""
-        return [Step(self.stage, self._do, probe=None if self.repeatable else lost, cancellable=self.cancellable)]
+        return [Step(self.stage, self._do, cancellable=self.cancellable)]
 
     async def _do(self, run: Run[GuestArguments]) -> None:
         link = self.link(run)
@@ -52,14 +45,6 @@ class FacetVerb(GuestVerb[GuestArguments]):
         call = getattr(facet, self.method)(run.arguments.uid, run)
         await link.call(call, timeout_s=patience(run) if self.long else None)
         await self.refresh(run)
-
-
-class ResetGuest(FacetVerb):
-    """The reset button.  A second one would hit a guest that has begun to boot, so it is never repeated."""
-
-    name, stage = "reset", "reset"
-    capability, facet, method = cap.RESET, "reset", "reset_guest"
-    repeatable = False
 
 
 class PauseGuest(FacetVerb):
@@ -93,4 +78,4 @@ class DiscardSavedState(FacetVerb):
 
 def simple_verbs(core: Core) -> list[FacetVerb]:
     """One of each, for registration."""
-    return [ResetGuest(core), PauseGuest(core), ResumeGuest(core), SuspendGuest(core), DiscardSavedState(core)]
+    return [PauseGuest(core), ResumeGuest(core), SuspendGuest(core), DiscardSavedState(core)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
+from uuid import UUID
 
 from virtd.backend.api import SnapshotFacet, SnapshotPlan, SnapshotRequest
 from virtd.backend.capabilities import (
@@ -19,23 +20,33 @@ from virtd.backend.capabilities import (
     require,
 )
 from virtd.errors import (
+    HOST_UNREACHABLE,
+    SNAPSHOT_BLOCKED,
     SNAPSHOT_EXISTS,
     SNAPSHOT_NOT_FOUND,
+    VOLUME_IN_USE,
     AlreadyExistsError,
+    FailedPreconditionError,
     NotFoundError,
+    VirtdError,
     unsupported,
 )
-from virtd.inventory import HostLink
+from virtd.inventory import GuestView, HostLink
 from virtd.model.event import EventType
-from virtd.model.guest import GuestState
-from virtd.model.snapshot import Snapshot, SnapshotLocation
+from virtd.model.guest import DiskDevice, DiskStatus, GuestState
+from virtd.model.host import CapabilityLevel
+from virtd.model.snapshot import COPY, Snapshot, SnapshotLocation
 from virtd.operations import Outcome, Probe, Run, Step
 from virtd.service.core import Core
 from virtd.service.verbs.base import GuestArguments, GuestVerb, patience
+from virtd.service.verbs.disposal import dispose, storage_of
 from virtd.store import Codec
 
 PLANS: Final = Codec(SnapshotPlan)
+COPYING_S: Final = 12 * 3600.0
+"""How long it may take where snapshots are copies of disks: these are large."""
 _ACTIVE: Final = (GuestState.RUNNING, GuestState.PAUSED)
+_DOWN: Final = (GuestState.STOPPED, GuestState.CRASHED, GuestState.SUSPENDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +92,47 @@ def request_of(arguments: SnapshotArguments, state: GuestState) -> SnapshotReque
     )
 
 
-async def plan_creation(link: HostLink, arguments: SnapshotArguments, state: GuestState) -> SnapshotPlan:
+def users_of(core: Core, host: str) -> dict[str, GuestView]:
+    """Who has which file as a disk, by the files' paths."""
+    return {disk.path: view for view in core.inventory.guests(host) for disk in view.guest.status.disks}
+
+
+def check_shared(core: Core, arguments: SnapshotArguments) -> None:
+    """Refuse to copy a disk that another guest, which runs, can write to as well.
+
+    :raises FailedPreconditionError: SNAPSHOT_BLOCKED.
+    """
+    view = core.inventory.by_uid(arguments.uid)
+    mine = {disk.path: disk.name for disk in _written_to(view)} if view is not None else {}
+    for other in core.inventory.guests(arguments.host):
+        state = other.guest.status.state
+        if other.guest.uid == arguments.uid or state in _DOWN:
+            continue
+        for disk in _written_to(other):
+            if disk.path in mine:
+                raise FailedPreconditionError(
+                    SNAPSHOT_BLOCKED,
+                    f"disk {mine[disk.path]} of {arguments.guest} is a disk of {other.guest.name} too, which is "
+                    f"{state.value}: shut that down first",
+                    resource=str(arguments.guest_name),
+                    metadata={"disk": mine[disk.path], "used_by": other.guest.name},
+                )
+
+
+def _written_to(view: GuestView) -> list[DiskStatus]:
+    return [
+        disk
+        for disk in view.guest.status.disks
+        if disk.path and not disk.read_only and disk.device in (None, DiskDevice.DISK)
+    ]
+
+
+async def plan_creation(core: Core, arguments: SnapshotArguments, state: GuestState) -> SnapshotPlan:
     """Refuse what cannot be done, and plan the rest.  No side effect.
 
     :raises VirtdError: see CreateSnapshot.
     """
-    resource = str(arguments.guest_name)
+    resource, link = str(arguments.guest_name), core.link(arguments.host)
     facet, request = facet_of(link, resource), request_of(arguments, state)
     if request.memory:
         require(link.capabilities, SNAPSHOT_MEMORY, resource=resource)
@@ -98,7 +144,30 @@ async def plan_creation(link: HostLink, arguments: SnapshotArguments, state: Gue
         if agent is None:
             raise unsupported(SNAPSHOT_QUIESCE, "the host reaches no guest agents", resource=resource)
         await link.call(agent.ping_agent(arguments.uid))
-    return await link.call(facet.plan_create(arguments.uid, request))
+    plan = await link.call(facet.plan_create(arguments.uid, request))
+    if plan.location == COPY:
+        check_shared(core, arguments)
+    return plan
+
+
+async def plan_deletion(core: Core, link: HostLink, uid: UUID, name: str) -> SnapshotPlan:
+    """What deleting it would do.  No side effect.
+
+    :raises FailedPreconditionError: as the facet; VOLUME_IN_USE, a guest has a file of it as its disk.
+    """
+    plan = await link.call(facet_of(link).plan_delete(uid, name))
+    users = users_of(core, link.id)
+    for volume in plan.removed if plan.location == COPY else ():
+        pool, _, file = volume.partition("/")
+        user = users.get(await link.call(storage_of(link).volume_path(pool, file)))
+        if user is not None:
+            raise FailedPreconditionError(
+                VOLUME_IN_USE,
+                f"volume {volume}, a copy that belongs to the snapshot {name}, is a disk of {user.guest.name}",
+                resource=user.guest.name,
+                metadata={"volume": volume, "used_by": user.guest.name},
+            )
+    return plan
 
 
 class _SnapshotVerb(GuestVerb[SnapshotArguments]):
@@ -106,6 +175,12 @@ class _SnapshotVerb(GuestVerb[SnapshotArguments]):
     def arguments(self) -> type[SnapshotArguments]:
         """Journalled."""
         return SnapshotArguments
+
+    def timeout_s(self, arguments: SnapshotArguments) -> float | None:
+        """Copying takes what it takes."""
+        capabilities = self.core.link(arguments.host).capabilities
+        level = next(entry.level for entry in capabilities if entry.id == SNAPSHOT)
+        return COPYING_S if level is CapabilityLevel.EMULATED else None
 
     def facet(self, run: Run[SnapshotArguments]) -> SnapshotFacet:
         """The host's snapshots."""
@@ -175,7 +250,7 @@ class CreateSnapshot(_SnapshotVerb):
                 resource=run.arguments.snapshot_name,
             )
         await self.refresh(run)
-        plan = await plan_creation(self.link(run), run.arguments, self.state(run))
+        plan = await plan_creation(self.core, run.arguments, self.state(run))
         run.scratch["plan"] = PLANS.encode(plan)
         run.note(f"{plan.location}: {plan.reason}")
 
@@ -183,6 +258,8 @@ class CreateSnapshot(_SnapshotVerb):
         arguments, link = run.arguments, self.link(run)
         await self.refresh(run)
         plan, request = planned(run), request_of(arguments, self.state(run))
+        if plan is not None and plan.location == COPY:
+            check_shared(self.core, arguments)
         own(self.core, run, add=plan.volumes if plan is not None else ())
         work = self.facet(run).create_snapshot(arguments.uid, request, run, plan)
         await link.call(work, timeout_s=patience(run))
@@ -193,9 +270,9 @@ class CreateSnapshot(_SnapshotVerb):
 
     async def _undo(self, run: Run[SnapshotArguments]) -> None:
         plan = planned(run)
-        if await self.find(run) is not None:
-            work = self.facet(run).delete_snapshot(run.arguments.uid, run.arguments.snapshot, run)
-            await self.link(run).call(work, timeout_s=patience(run))
+        # Also what is not listed yet: after a crash it may be half made.
+        work = self.facet(run).delete_snapshot(run.arguments.uid, run.arguments.snapshot, run)
+        await self.link(run).call(work, timeout_s=patience(run))
         own(self.core, run, remove=plan.volumes if plan is not None else ())
         await self.refresh(run)
 
@@ -249,9 +326,42 @@ class RevertSnapshot(_SnapshotVerb):
         await self.required(run)
         own(self.core, run, add=plan.volumes if plan is not None else ())
         work = self.facet(run).revert_snapshot(run.arguments.uid, run.arguments.snapshot, run, plan)
-        await link.call(work, timeout_s=patience(run))
+        try:
+            await link.call(work, timeout_s=patience(run))
+        except VirtdError as error:
+            if error.reason is not HOST_UNREACHABLE and plan is not None:
+                own(self.core, run, remove=await self._missing(run, plan.volumes))
+            raise
         own(self.core, run, remove=plan.removed if plan is not None else ())
         await self.refresh(run)
+        if plan is not None and plan.replaced:
+            await self._dispose(run, plan.replaced)
+
+    async def _missing(self, run: Run[SnapshotArguments], volumes: Sequence[str]) -> list[str]:
+        """Which of the volumes are not there: a revert that has failed has removed them."""
+        link, found = self.link(run), set[str]()
+        for pool in {volume.partition("/")[0] for volume in volumes}:
+            found |= {f"{pool}/{volume.name}" for volume in await link.call(storage_of(link).list_volumes(pool))}
+        return [volume for volume in volumes if volume not in found]
+
+    async def _dispose(self, run: Run[SnapshotArguments], replaced: Sequence[str]) -> None:
+        """Delete the disks that the guest had until now, where they are its own."""
+        arguments = run.arguments
+        view = self.core.inventory.by_uid(arguments.uid)
+        owned = () if view is None else view.owned_volumes
+        for volume in replaced:
+            if volume not in owned:
+                run.note(f"volume {volume} is not used by {arguments.guest} any more, and stays: it is not its own")
+        mine = [volume for volume in replaced if volume in owned]
+        users = users_of(self.core, arguments.host)
+        for volume in tuple(mine):
+            pool, _, file = volume.partition("/")
+            path = await self.link(run).call(storage_of(self.link(run)).volume_path(pool, file))
+            if path in users:
+                run.warn(f"volume {volume} stays: it is a disk of {users[path].guest.name}")
+                mine.remove(volume)
+        stay = await dispose(self.core, run, arguments.host, mine, frozenset({str(arguments.guest_name)}))
+        own(self.core, run, remove=(volume for volume in mine if volume not in stay))
 
 
 class DeleteSnapshot(_SnapshotVerb):
@@ -275,7 +385,7 @@ class DeleteSnapshot(_SnapshotVerb):
         return steps
 
     async def _check(self, run: Run[SnapshotArguments], name: str) -> None:
-        plan = await self.link(run).call(self.facet(run).plan_delete(run.arguments.uid, name))
+        plan = await plan_deletion(self.core, self.link(run), run.arguments.uid, name)
         run.scratch[f"plan {name}"] = PLANS.encode(plan)
         if plan.reason:
             run.note(f"{name}: {plan.reason}")

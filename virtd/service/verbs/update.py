@@ -210,7 +210,7 @@ class UpdateGuest(GuestVerb[UpdateArguments]):
         for number, volume in enumerate(volumes):
             run.checkpoint()
             pool = volume.pool or (await link.call(storage.ensure_default_pool(run))).name
-            if run.recovered:
+            if run.repeated:
                 # Its name was drawn for this operation: what is there is ours, and may be half of it.
                 await link.call(storage.delete_volume(pool, volume.name, run))
             self._own(run, add=(f"{pool}/{volume.name}",))
@@ -224,7 +224,17 @@ class UpdateGuest(GuestVerb[UpdateArguments]):
                 overlay=volume.overlay,
             )
             await link.call(storage.create_volume(request, run), timeout_s=patience(run))
+            self._lies_at(run, volume.disk, await link.call(storage.volume_path(pool, volume.name)))
             run.progress((number + 1) / len(volumes))
+
+    def _lies_at(self, run: Run[UpdateArguments], disk: str, path: str) -> None:
+        """Where a new disk's volume really is: the default pool may not have been there when it was planned."""
+        plan = self.plan(run)
+        if plan.wanted is None:
+            return
+        disks = tuple(replace(entry, path=path) if entry.name == disk else entry for entry in plan.wanted.disks)
+        if disks != plan.wanted.disks:
+            run.scratch["plan"] = self._codec.encode(replace(plan, wanted=replace(plan.wanted, disks=disks)))
 
     async def _remove_disks(self, run: Run[UpdateArguments]) -> None:
         link = self.link(run)

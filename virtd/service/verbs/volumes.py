@@ -122,7 +122,7 @@ class MakingVerb(VolumeVerb[V]):
 
     async def begin_again(self, run: Run[V]) -> None:
         """After a crash, remove what was made by then."""
-        if run.recovered:
+        if run.repeated:
             await self._delete(run)
 
     async def undo(self, run: Run[V]) -> None:

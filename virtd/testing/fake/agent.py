@@ -152,7 +152,7 @@ class AgentReach(Facet):
         graphics = lowering.parse(guest.active).graphics
         if graphics is None or not graphics.vnc:
             raise unsupported(caps.CONSOLE_GRAPHICAL, "the guest has no VNC display")
-        return Display(guest.name)
+        return Display(guest.name, guest.uuid.bytes[:3])
 
     async def _until(self, work: Coroutine[Any, Any, T], context: CallContext) -> T | None:
         """Await, until the operation is cancelled."""

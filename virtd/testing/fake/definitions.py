@@ -11,6 +11,7 @@ from virtd.backend.api import CallContext, DiskFile
 from virtd.errors import GUEST_EXISTS, INVALID_STATE, AlreadyExistsError, FailedPreconditionError
 from virtd.model.guest import GuestState
 from virtd.testing.fake import lowering
+from virtd.testing.fake.disks import files_at, writable
 from virtd.testing.fake.faults import NativeFailure
 from virtd.testing.fake.link import Facet, spi
 from virtd.testing.fake.state import guest_from_json, guest_to_json
@@ -64,7 +65,9 @@ class Definitions(Facet):
         )
         if disks != config.disks:
             changed = lowering.lower(replace(config, disks=disks), ()).native
-            await self._native.guest_write_config(uuid, guest.name, changed)
+            before, after = writable(config.disks)[:1], writable(disks)[:1]
+            content = files_at(self._native, after[0].path) if before != after else None
+            await self._native.guest_switch_disks(uuid, changed, content)
 
     @spi
     async def read_variables(self, uuid: UUID) -> bytes | None:

@@ -18,7 +18,7 @@ from virtd.testing.fake import lowering
 
 if TYPE_CHECKING:
     from virtd.testing.fake.native import NativeHypervisor
-    from virtd.testing.fake.state import FakeGuest
+    from virtd.testing.fake.state import FakeGuest, FakeVolume
 
 _MAGIC: Final = b"virtd fake disk\n"
 _SIZE: Final = struct.Struct(">Q")
@@ -61,6 +61,33 @@ def image_head(path: str) -> str:
 def disk_of(guest: FakeGuest) -> bytes:
     """The beginning of the guest's first disk as it is now."""
     return image_of(guest.files.disk)
+
+
+def content_of(native: NativeHypervisor, volume: FakeVolume) -> str:
+    """The beginning of a volume as it is now, in base64: a guest may have written to it."""
+    return content_at(native, volume.path) or volume.content
+
+
+def content_at(native: NativeHypervisor, path: str) -> str:
+    """What a guest has on its first disk, where that is the file at this path; in base64, empty if nothing."""
+    for guest in native.guests.values():
+        if any(disk.path == path for disk in disks_of(guest)[:1]):
+            return base64.b64encode(disk_of(guest)).decode()
+    return ""
+
+
+def is_disk(native: NativeHypervisor, path: str) -> bool:
+    """Whether a guest has the file at this path as a disk."""
+    return any(disk.path == path for guest in native.guests.values() for disk in disks_of(guest))
+
+
+def files_at(native: NativeHypervisor, path: str) -> dict[str, bytes] | None:
+    """The files on the volume at a path; None for an overlay, which shows what is below it."""
+    for pool in native.pools.values():
+        for volume in pool.volumes.values():
+            if volume.path == path and not volume.backing_path:
+                return files_of(base64.b64decode(volume.content))
+    return None
 
 
 def load_disks(native: NativeHypervisor, guest: ResolvedGuest) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 from uuid import UUID
 
 from virtd.backend.api import HostConfig
+from virtd.backend.capabilities import absent, native
 from virtd.errors import (
     AGENT_DISABLED,
     AGENT_NOT_READY,
@@ -32,9 +33,10 @@ from virtd.errors import (
     unsupported,
 )
 from virtd.model.guest import GuestState
-from virtd.model.host import Capability, CapabilityLevel
+from virtd.model.host import Capability, CapabilityLevel, GuestKind
 from virtd.testing.fake.faults import NativeFailure
 from virtd.testing.fake.native import NativeHypervisor
+from virtd.testing.fake.options import FIRST, SECOND
 from virtd.testing.fake.state import FakeGuest
 
 if TYPE_CHECKING:
@@ -71,8 +73,14 @@ class Link:
     def __init__(self, world: FakeWorld, config: HostConfig, capabilities: Iterable[Capability]) -> None:
         self.world = world
         self.config = config
-        self.capabilities = tuple(capabilities)
         self.closed = False
+        self._second_without = world.options.second_without
+        self.capabilities = tuple(
+            Capability(entry.id, CapabilityLevel.PARTIAL, entry.provenance, f"not for guests of the machine {SECOND}")
+            if entry.id in self._second_without
+            else entry
+            for entry in capabilities
+        )
 
     def refuse_without(self, capability: str) -> None:
         """Refuse what this host cannot do, with the capability's own reason.
@@ -82,6 +90,24 @@ class Link:
         for entry in self.capabilities:
             if entry.id == capability and entry.level is CapabilityLevel.UNSUPPORTED:
                 raise unsupported(capability, entry.reason)
+
+    def kinds(self) -> tuple[GuestKind, ...]:
+        """The kinds of guests, where they differ."""
+        ids = self._second_without
+        if not ids:
+            return ()
+        lost = tuple(absent(id_, f"guests of the machine {SECOND} do not have it") for id_ in sorted(ids))
+        return (GuestKind(FIRST, tuple(native(id_) for id_ in sorted(ids))), GuestKind(SECOND, lost))
+
+    def refuse_kind(self, guest: FakeGuest, capability: str) -> None:
+        """Refuse what guests of this one's kind do not have.
+
+        :raises UnsupportedError: CAPABILITY_UNSUPPORTED.
+        """
+        if f'"{SECOND}"' in guest.native:
+            for entry in self.kinds()[-1].capabilities if self.kinds() else ():
+                if entry.id == capability:
+                    raise unsupported(capability, entry.reason)
 
 
 class Facet:

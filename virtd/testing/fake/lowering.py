@@ -23,9 +23,10 @@ from virtd.backend.api import (
 from virtd.backend.needs import missing_of, rejected_fields
 from virtd.model.guest import Accelerator, DiskBus, DiskSpec, GuestSpec, HostFileSource, InterfaceSpec
 from virtd.model.host import Capability
+from virtd.testing.fake.options import FIRST, SECOND
 
 NATIVE_FORMAT: Final = "fake-json"
-MACHINES: Final = ("fake-1", "fake-2")
+MACHINES: Final = (FIRST, SECOND)
 _ADAPTER: Final = TypeAdapter(ResolvedGuest)
 # Fields that the specification and a resolved guest have in common, and mean the same by.
 _SAME: Final = frozenset(field.name for field in fields(GuestSpec)) & frozenset(
@@ -53,6 +54,9 @@ def _verdicts(guest: ResolvedGuest, missing: Mapping[str, str]) -> Iterator[Fiel
         if disk.bus is DiskBus.IDE:
             reason = "a fake guest sees an IDE disk as SATA"
             yield FieldVerdict(f"spec.disks[{index}].bus", Fidelity.DEGRADED, reason, (DiskBus.SATA,))
+    if guest.accelerator is Accelerator.NATIVE:
+        reason = "a fake host has the choice between KVM and TCG"
+        yield _rejected("accelerator", reason, Accelerator.KVM, Accelerator.TCG)
     known = {option.name: option for option in OPTIONS}
     for name, value in sorted(guest.backend_options.items()):
         if name not in known:

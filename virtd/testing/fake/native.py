@@ -19,6 +19,7 @@ from virtd.testing.fake import lowering
 from virtd.testing.fake.faults import NativeFailure
 from virtd.testing.fake.inside import READY, ConsoleStream
 from virtd.testing.fake.native_disks import NativeDisks
+from virtd.testing.fake.native_migration import NativeMigration
 from virtd.testing.fake.state import FakeGuest, FakePool, FakeVolume
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["NativeFailure", "NativeHypervisor"]
 
 
-class NativeHypervisor(NativeDisks):
+class NativeHypervisor(NativeDisks, NativeMigration):
     """The hypervisor of one world."""
 
     def __init__(self, world: FakeWorld) -> None:
@@ -242,6 +243,22 @@ class NativeHypervisor(NativeDisks):
         else:
             self.guests[uuid] = guest = FakeGuest(uuid, name, native, presses_needed=presses)
             self._emit(NativeEventType.GUEST_DEFINED, guest)
+
+    async def guest_write_records(self, uuid: UUID, records: str) -> None:
+        """Keep a text with the guest's definition."""
+        async with self._call("guest_write_records"):
+            self._find("guest_write_records", uuid).records = records
+
+    async def guest_switch_disks(self, uuid: UUID, native: str, disk: dict[str, bytes] | None) -> None:
+        """Define a guest with other disks (``active``), and what is on the first of them where that is known."""
+        async with self._call("guest_switch_disks"):
+            guest = self._find("guest_switch_disks", uuid)
+            if guest.active_now:
+                raise NativeFailure("guest_switch_disks", "active", "the guest is active")
+            self._define(uuid, guest.name, native)
+            if disk is not None:
+                guest.files.disk = dict(disk)
+                guest.checkpoints.clear()
 
     async def guest_plug(self, uuid: UUID, active: str, context: CallContext) -> None:
         """Change what a guest runs with (``not-running``)."""

@@ -30,6 +30,7 @@ class Reach(Facet):
     async def screenshot(self, uuid: UUID) -> Screenshot:
         """See the SPI."""
         guest = await self._in_states(uuid, "take a picture of", GuestState.RUNNING, GuestState.PAUSED)
+        self._link.refuse_kind(guest, caps.SCREENSHOT)
         if lowering.parse(guest.active).graphics is None:
             raise unsupported(caps.SCREENSHOT, "the guest has no display")
         guest = await self._native.display_read(uuid)

@@ -1,4 +1,4 @@
-"""The display of a fake guest: just enough of RFB 3.8 (VNC) to shake hands."""
+"""The display of a fake guest: just enough of RFB 3.8 (VNC) to shake hands and to send one picture."""
 
 from __future__ import annotations
 
@@ -10,20 +10,26 @@ from virtd.errors import HOST_UNREACHABLE, UnavailableError
 
 _VERSION: Final = b"RFB 003.008\n"
 _NO_AUTHENTICATION: Final = 1
+_SIZE: Final = (64, 48)
+_REQUESTS: Final = 20 + 8 + 10  # a viewer's pixel format, one encoding, and its wish for a picture
 _PIXELS: Final = struct.pack(">BBBBHHHBBB3x", 32, 24, 0, 1, 255, 255, 255, 16, 8, 0)
 
 
 class Display:
-    """See :class:`virtd.backend.api.ConsoleStream`: version, security, result, size and name, then nothing."""
+    """See :class:`virtd.backend.api.ConsoleStream`: version, security, result, size and name, and one picture.
 
-    def __init__(self, name: str) -> None:
+    :param color: of the picture: red, green, blue.
+    """
+
+    def __init__(self, name: str, color: bytes = b"\0\0\0") -> None:
         title = name.encode()
-        size = struct.pack(">HH", 64, 48) + _PIXELS + struct.pack(">I", len(title)) + title
+        size = struct.pack(">HH", *_SIZE) + _PIXELS + struct.pack(">I", len(title)) + title
         # What the viewer sends at each turn, and what it gets for it.
         self._turns = [
             (len(_VERSION), bytes((1, _NO_AUTHENTICATION))),
             (1, struct.pack(">I", 0)),
             (1, size),
+            (_REQUESTS, struct.pack(">BxHHHHHi", 0, 1, 0, 0, *_SIZE, 0) + bytes((*color[::-1], 0)) * (64 * 48)),
         ]
         self._received = bytearray()
         self._answers: asyncio.Queue[bytes] = asyncio.Queue()

@@ -16,6 +16,8 @@ from virtd.backend.api import (
     NativePlan,
     ResolvedGuest,
 )
+from virtd.backend.emulate.screenshots import DisplayScreenshots
+from virtd.backend.emulate.snapshots import CopiedSnapshots
 from virtd.errors import (
     FIELD_UNSUPPORTED,
     GUEST_EXISTS,
@@ -35,9 +37,11 @@ from virtd.testing.fake.definitions import Definitions
 from virtd.testing.fake.disks import load_disks
 from virtd.testing.fake.faults import NativeFailure
 from virtd.testing.fake.link import Facet, Link, spi
+from virtd.testing.fake.migration import Migration
 from virtd.testing.fake.networks import Networks
 from virtd.testing.fake.observe import EventSource, Observation
 from virtd.testing.fake.reach import Reach
+from virtd.testing.fake.records import Records
 from virtd.testing.fake.snapshots import Snapshots
 from virtd.testing.fake.state import FakeGuest
 from virtd.testing.fake.storage import Storage
@@ -92,6 +96,7 @@ class Power(Facet):
         """See the SPI."""
         states = (GuestState.RUNNING, GuestState.PAUSED, GuestState.SUSPENDED)
         guest = await self._in_states(uuid, "suspend", *states)
+        self._link.refuse_kind(guest, caps.SUSPEND)
         if guest.state is not GuestState.SUSPENDED:
             context.checkpoint()
             await self._native.guest_save_memory(uuid, context)
@@ -116,22 +121,29 @@ class FakeSession(Facet):
             for entry in link.capabilities
             if entry.id in caps.FACET_OF and entry.level is CapabilityLevel.UNSUPPORTED
         }
+        by_virtd = set(link.world.options.emulate)
+        transfer = None if caps.VOLUME_TRANSFER in missing else Volumes(link)
+        copies = CopiedSnapshots(
+            self.get_guest, Storage(link), Volumes(link), Definitions(link), Records(link), transfer
+        )
+        pictures = DisplayScreenshots(AgentReach(link))
         self._facets = Facets(
             shutdown=None if caps.SHUTDOWN in missing else power,
-            reboot=None if caps.REBOOT in missing else power,
-            reset=None if caps.RESET in missing else power,
+            reboot=None if caps.REBOOT in missing | by_virtd else power,
+            reset=None if caps.RESET in missing | by_virtd else power,
             pause=None if caps.PAUSE in missing else power,
             suspend=None if caps.SUSPEND in missing else power,
-            snapshots=None if caps.SNAPSHOT in missing else Snapshots(link),
+            snapshots=None if caps.SNAPSHOT in missing else copies if caps.SNAPSHOT in by_virtd else Snapshots(link),
             storage=None if caps.POOLS in missing else Storage(link),
             pools=None if caps.POOL_MANAGE in missing else Pools(link),
             volume_changes=None if {caps.VOLUME_RESIZE, caps.VOLUME_CLONE} <= missing else Volumes(link),
-            volume_transfer=None if caps.VOLUME_TRANSFER in missing else Volumes(link),
+            volume_transfer=transfer,
+            volume_parts=None if caps.VOLUME_TRANSFER in missing else Volumes(link),
             networks=None if caps.NETWORKS in missing else Networks(link),
             network_changes=None if caps.NETWORK_CHANGES in missing else Networks(link),
             backup=None if caps.BACKUP in missing else Backups(link),
             serial_console=None if caps.CONSOLE_SERIAL in missing else reach,
-            screenshot=None if caps.SCREENSHOT in missing else reach,
+            screenshot=None if caps.SCREENSHOT in missing else pictures if caps.SCREENSHOT in by_virtd else reach,
             agent=None if caps.AGENT_EXEC in missing else AgentReach(link),
             display=None if caps.CONSOLE_GRAPHICAL in missing else AgentReach(link),
             addresses=None if caps.ADDRESSES in missing else reach,
@@ -141,6 +153,7 @@ class FakeSession(Facet):
             definitions=None if caps.TRASH in missing else Definitions(link),
             autostart=None if caps.AUTOSTART in missing else Definitions(link),
             update=None if caps.UPDATE in missing else Update(link),
+            migration=None if caps.MIGRATE_LIVE in missing else Migration(link),
         )
 
     @property
@@ -179,6 +192,7 @@ class FakeSession(Facet):
                 for entry in self._link.capabilities
             ),
             machines=lowering.MACHINES,
+            guest_kinds=self._link.kinds(),
         )
 
     @spi

@@ -51,6 +51,9 @@ class FakeGuest:
     checkpoints: dict[str, bytes] = field(default_factory=dict)  # its first disk at that moment
     backing_up: bool = False
     boots: int = 0
+    migration: str = ""  # "incoming" (nothing of it runs yet) or "outgoing"
+    passes: int = 0  # over its memory, of the migration that is under way
+    records: str = ""  # of snapshots that virtd makes by copying disks
     # Not kept in the file: what only a running process has.
     console: Console = field(default_factory=Console)
     started_at: float = 0.0
@@ -120,6 +123,9 @@ def guest_to_json(guest: FakeGuest) -> dict[str, Any]:
         "checkpoints": _pack(guest.checkpoints),
         "backing_up": guest.backing_up,
         "boots": guest.boots,
+        "migration": guest.migration,
+        "passes": guest.passes,
+        "records": guest.records,
         "snapshots": [
             {
                 "name": snapshot.name,
@@ -162,4 +168,7 @@ def guest_from_json(data: dict[str, Any]) -> FakeGuest:
         autostart=data.get("autostart", False),
         checkpoints=_unpack(data.get("checkpoints")) or {},
         backing_up=data.get("backing_up", False),
+        migration=data.get("migration", ""),
+        passes=data.get("passes", 0),
+        records=data.get("records", ""),
     )

@@ -23,12 +23,14 @@ from virtd.errors import (
 )
 from virtd.model.storage import Pool, PoolState, Volume
 from virtd.testing.fake import lowering
-from virtd.testing.fake.disks import image_head
+from virtd.testing.fake.disks import content_at, image_head, is_disk
 from virtd.testing.fake.faults import NativeFailure
 from virtd.testing.fake.link import Facet, spi
 from virtd.testing.fake.state import FakePool, FakeVolume
 
 _PIECES: Final = 8
+_DISK_BYTES: Final = 1 << 20
+"""A guest's disk outside of all pools has no file here; it is as large as this."""
 
 
 class Storage(Facet):
@@ -67,7 +69,7 @@ class Storage(Facet):
         capacity = self._capacity(request)
         volume = FakeVolume(request.name, str(Path(pool.path, request.name)), request.format, capacity)
         volume.backing_path = request.source_path
-        volume.content = image_head(request.source_path)
+        volume.content = content_at(self._native, request.source_path) or image_head(request.source_path)
         context.checkpoint()
         try:
             await self._native.volume_allocate(pool.name, volume)
@@ -134,6 +136,8 @@ class Storage(Facet):
             for volume in pool.volumes.values():
                 if volume.path == path:
                     return volume.capacity_bytes
+        if is_disk(self._native, path):
+            return _DISK_BYTES
         try:
             return Path(path).stat().st_size
         except OSError as error:

@@ -28,6 +28,7 @@ from virtd.errors import (
 )
 from virtd.model.guest import DiskFormat
 from virtd.model.storage import Pool, PoolKind, Volume
+from virtd.testing.fake.disks import content_of
 from virtd.testing.fake.faults import NativeFailure
 from virtd.testing.fake.link import spi
 from virtd.testing.fake.state import FakePool, FakeVolume
@@ -161,11 +162,14 @@ class Volumes(Storage):
         name: str,
         format: DiskFormat,  # noqa: A002 - the API's name
         context: CallContext,
+        *,
+        source_format: DiskFormat | None = None,
     ) -> Volume:
         """See the SPI."""
         self._link.refuse_without(caps.VOLUME_CLONE)
         original = await self._existing(source_pool, source)
-        return await self._make(pool, name, format, original.capacity_bytes, original.content, context)
+        content = content_of(self._native, original)
+        return await self._make(pool, name, format, original.capacity_bytes, content, context)
 
     @spi
     async def upload_volume(
@@ -182,11 +186,39 @@ class Volumes(Storage):
         return await self._make(pool, name, format, len(data), base64.b64encode(data).decode(), context)
 
     @spi
+    async def upload_part(
+        self,
+        pool: str,
+        name: str,
+        path: str,
+        format: DiskFormat,  # noqa: A002 - the API's name
+        offset: int,
+        length: int,
+        context: CallContext,
+    ) -> None:
+        """See :class:`virtd.backend.api.VolumePartsFacet`."""
+        self._link.refuse_without(caps.VOLUME_TRANSFER)
+        data = Path(path).read_bytes()
+        part = data[offset : offset + length]
+        if not offset:
+            content = base64.b64encode(part).decode()
+            await self._make(pool, name, format, len(data), content, context)
+            return
+        volume = await self._existing(pool, name)
+
+        def write() -> None:
+            before = base64.b64decode(volume.content)[:offset].ljust(offset, b"\0")
+            volume.content = base64.b64encode(before + part).decode()
+
+        await _native(self._native, "volume_write", write)
+        context.progress(min(1.0, (offset + length) / len(data)))
+
+    @spi
     async def volume_content(self, pool: str, name: str) -> VolumeContent:
         """See the SPI."""
         self._link.refuse_without(caps.VOLUME_TRANSFER)
         volume = await self._existing(pool, name)
-        state = f"{volume.path} {volume.capacity_bytes} {volume.content}"
+        state = f"{volume.path} {volume.capacity_bytes} {content_of(self._native, volume)}"
         return VolumeContent(
             volume.capacity_bytes, volume.format.lower(), hashlib.sha256(state.encode()).hexdigest()[:32]
         )
@@ -196,7 +228,7 @@ class Volumes(Storage):
         """See the SPI."""
         self._link.refuse_without(caps.VOLUME_TRANSFER)
         volume = await self._existing(pool, name)
-        data = await _native(self._native, "volume_read", lambda: base64.b64decode(volume.content))
+        data = await _native(self._native, "volume_read", lambda: base64.b64decode(content_of(self._native, volume)))
         wanted = min(length, volume.capacity_bytes - offset)
         if wanted <= 0:
             return []

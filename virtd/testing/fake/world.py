@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 from uuid import NAMESPACE_URL, UUID, uuid5
 
+from virtd.model.migration import MigrationFinding
 from virtd.testing.clock import Clock, SystemClock
 from virtd.testing.fake.faults import Faults
 from virtd.testing.fake.native import NativeHypervisor
@@ -32,6 +33,8 @@ class FakeWorld:
         self.clock = clock
         self.directory = directory
         self.faults = Faults(clock)
+        self.migration_findings: list[MigrationFinding] = []
+        """What every check of a guest that comes here finds."""
         self.native = NativeHypervisor(self)
         self.networks = NativeNetworks(self.native)
         self._drawn = 0

@@ -6,9 +6,10 @@ import ipaddress
 from typing import Final
 
 from virtd.backend.api import ResolvedGuest
+from virtd.backend.notes import Notes
+from virtd.libvirt.words import FILESYSTEM_DRIVERS, SOUND_MODELS, TPM_MODELS, WATCHDOG_ACTIONS, WATCHDOGS
 from virtd.libvirt.xml.display import Graphics, Video
 from virtd.libvirt.xml.filesystem import Filesystem
-from virtd.libvirt.xml.hostdev import HostDevice, PciSource, UsbSource
 from virtd.libvirt.xml.inputs import Input
 from virtd.libvirt.xml.sound import Sound
 from virtd.libvirt.xml.tpm import Tpm
@@ -16,23 +17,14 @@ from virtd.libvirt.xml.watchdog import Watchdog
 from virtd.model.devices import (
     FilesystemKind,
     FilesystemSpec,
-    HostDeviceSpec,
-    SoundModel,
     TpmModel,
-    WatchdogAction,
     WatchdogModel,
 )
 from virtd_kvm.design.machine import is_q35
-from virtd_kvm.design.notes import Notes
 from virtd_kvm.design.platform import Platform
 
 DEFAULT_LISTEN: Final = "127.0.0.1"
 VIDEO_MODELS: Final = ("vga", "virtio", "qxl", "bochs", "cirrus", "ramfb", "none")
-TPM_MODELS: Final = {TpmModel.TIS: "tpm-tis", TpmModel.CRB: "tpm-crb"}
-WATCHDOGS: Final = {WatchdogModel.I6300ESB: "i6300esb", WatchdogModel.ITCO: "itco"}
-WATCHDOG_ACTIONS: Final = {action: action.value.lower() for action in WatchdogAction}
-SOUND_MODELS: Final = {model: model.value.lower() for model in SoundModel}
-FILESYSTEM_DRIVERS: Final = {FilesystemKind.VIRTIOFS: "virtiofs", FilesystemKind.P9: "path"}
 _ITCO_SINCE: Final = (9, 1, 0)
 
 
@@ -120,17 +112,6 @@ def inputs_of(guest: ResolvedGuest) -> tuple[Input, ...]:
 def sound_of(guest: ResolvedGuest) -> Sound | None:
     """``<sound>``."""
     return None if guest.sound is None else Sound(SOUND_MODELS[guest.sound.model])
-
-
-def host_device(device: HostDeviceSpec) -> HostDevice:
-    """One ``<hostdev>``."""
-    if device.pci is not None:
-        domain, bus, rest = device.pci.address.lower().split(":")
-        slot, _, function = rest.partition(".")
-        return HostDevice(device.name, "pci", pci=PciSource(domain, bus, slot, function))
-    assert device.usb is not None  # exactly one is set: the core has seen to it
-    usb = device.usb
-    return HostDevice(device.name, "usb", usb=UsbSource(usb.vendor_id, usb.product_id, usb.bus, usb.device))
 
 
 def needs_usb(guest: ResolvedGuest) -> bool:

@@ -7,17 +7,15 @@ from collections.abc import Iterator
 from typing import Final
 
 from virtd.backend.api import ResolvedGuest, ResolvedInterface
+from virtd.backend.notes import Notes
+from virtd.libvirt.words import INTERFACE_KINDS, LINKS
 from virtd.libvirt.xml.interface import Interface
 from virtd.libvirt.xml.override import Forward, UserNet
-from virtd.model.devices import LinkState
 from virtd.model.guest import InterfaceKind
-from virtd_kvm.design.notes import Notes
 from virtd_kvm.design.platform import Platform
 
-KINDS: Final = {InterfaceKind.USER: "user", InterfaceKind.NETWORK: "network", InterfaceKind.BRIDGE: "bridge"}
 MODELS: Final = ("virtio", "e1000", "e1000e", "rtl8139")
 LOOPBACK: Final = "127.0.0.1"
-_LINKS: Final = {LinkState.UP: "up", LinkState.DOWN: "down"}
 _IPV4: Final = 4
 
 
@@ -31,11 +29,11 @@ def interfaces_of(guest: ResolvedGuest, platform: Platform, notes: Notes) -> tup
 def interface_device(interface: ResolvedInterface) -> Interface:
     """One ``<interface>``."""
     return Interface(
-        kind=KINDS[interface.kind],
+        kind=INTERFACE_KINDS[interface.kind],
         mac=interface.mac,
         source="" if interface.kind is InterfaceKind.USER else interface.network,
         model=interface.model or "virtio",
-        link="" if interface.link_state is None else _LINKS[interface.link_state],
+        link="" if interface.link_state is None else LINKS[interface.link_state],
         mtu=interface.mtu,
         boot_order=interface.boot_order,
         alias=interface.name if interface.port_forwards else "",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from virtd.backend.api import ResolvedGuest
+from virtd.backend.notes import Notes
 from virtd.libvirt.xml.boot import Boot
 from virtd.model.guest import Accelerator, Firmware
-from virtd_kvm.design.notes import Notes
 from virtd_kvm.design.platform import Platform
 
 

@@ -6,27 +6,13 @@ from collections.abc import Mapping
 from typing import Final
 
 from virtd.backend.api import ResolvedGuest
+from virtd.backend.notes import Notes
 from virtd.libvirt.xml.controller import Balloon
 from virtd.libvirt.xml.tuning import MemoryBacking
 from virtd.model.devices import FilesystemKind, MemorySpec
-from virtd_kvm.design.notes import Notes
 from virtd_kvm.design.platform import Platform
 
-KIB: Final = 1024
 _BALLOON_PERIOD_S: Final = 5
-
-
-def memory_of(guest: ResolvedGuest, notes: Notes) -> tuple[int, int | None]:
-    """The most that it can have, and what it is to have (None: all of it)."""
-    most = max(guest.max_memory_bytes or 0, guest.memory_bytes)
-    for value, field in ((guest.memory_bytes, "memory_bytes"), (guest.max_memory_bytes or 0, "max_memory_bytes")):
-        if value % KIB:
-            notes.degrade(f"spec.{field}", "libvirt counts memory in KiB: rounded up to the next")
-    if most == guest.memory_bytes:
-        return most, None
-    if guest.memory is not None and guest.memory.balloon is False:
-        notes.reject("spec.max_memory_bytes", "without a balloon the guest always has all of its memory")
-    return most, guest.memory_bytes
 
 
 def balloon_of(guest: ResolvedGuest, options: Mapping[str, str]) -> Balloon:

@@ -6,25 +6,17 @@ from collections.abc import Iterator
 from typing import Final
 
 from virtd.backend.api import ResolvedGuest
+from virtd.backend.notes import Notes
+from virtd.libvirt.words import CPU_MODES, NUMA_MODES, VIRTUALIZATION
 from virtd.libvirt.xml.cpu import Cpu, NumaCell, Topology
 from virtd.libvirt.xml.tuning import CpuTune, NumaTune
 from virtd.model.devices import CpuFeaturePolicy, CpuSpec, NumaPolicy
 from virtd.model.guest import Accelerator
 from virtd.model.ranges import parse_ranges
 from virtd_kvm.design.machine import kind_of
-from virtd_kvm.design.notes import Notes
 from virtd_kvm.design.platform import Platform
 
-MODES: Final = ("host-passthrough", "host-model", "maximum")
-VIRTUALIZATION: Final = ("svm", "vmx")
-"""The CPU features by which a guest can run a hypervisor."""
-
 _POLICIES: Final = {CpuFeaturePolicy.REQUIRE: "require", CpuFeaturePolicy.DISABLE: "disable"}
-NUMA_MODES: Final = {
-    NumaPolicy.STRICT: "strict",
-    NumaPolicy.PREFERRED: "preferred",
-    NumaPolicy.INTERLEAVE: "interleave",
-}
 
 
 def cpu_of(guest: ResolvedGuest, platform: Platform, notes: Notes) -> Cpu:
@@ -59,13 +51,15 @@ def _model(guest: ResolvedGuest, spec: CpuSpec, platform: Platform, notes: Notes
     if not spec.model:
         # TCG needs ``maximum`` to offer what it can emulate.
         return ("host-passthrough" if accelerated else "maximum"), ""
-    if spec.model in MODES:
+    if spec.model in CPU_MODES:
         if spec.model != "maximum" and not accelerated:
             notes.reject("spec.cpu.model", f"{spec.model} is the host's own CPU, which needs KVM", "maximum")
         return spec.model, ""
     known = platform.cpu_models.get(kind_of(guest, platform), frozenset())
     if known and spec.model not in known:
-        notes.reject("spec.cpu.model", f"guests of this host cannot have a CPU {spec.model!r}", *MODES, *sorted(known))
+        notes.reject(
+            "spec.cpu.model", f"guests of this host cannot have a CPU {spec.model!r}", *CPU_MODES, *sorted(known)
+        )
     return "custom", spec.model
 
 
@@ -85,12 +79,6 @@ def _nested(guest: ResolvedGuest, mode: str, platform: Platform, notes: Notes) -
         yield ("svm", "require")  # the only one that it emulates, whatever the host's CPU is
     else:
         yield ("vmx" if platform.cpu_vendor == "Intel" else "svm", "require")
-
-
-def vcpus_of(guest: ResolvedGuest) -> tuple[int, int | None]:
-    """The most that it can have, and what is on at the start (None: all)."""
-    most = max(guest.max_vcpus or 0, guest.vcpus)
-    return most, guest.vcpus if most != guest.vcpus else None
 
 
 def cpu_tune_of(guest: ResolvedGuest, platform: Platform, notes: Notes) -> CpuTune:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from virtd_client._async.guests import AsyncGuests
     from virtd_client._async.images import AsyncImages
     from virtd_client._async.lifecycle import AsyncTrash
+    from virtd_client._async.migrations import AsyncMigrations
     from virtd_client._async.networks import AsyncNetworks
     from virtd_client._async.observe import AsyncAudit, AsyncMetrics
     from virtd_client._async.resources import AsyncHosts, AsyncServer
@@ -126,6 +127,13 @@ class AsyncClient:
         from virtd_client._async.backups import AsyncBackups
 
         return AsyncBackups(self._transport)
+
+    @cached_property
+    def migrations(self) -> AsyncMigrations:
+        """Guests that go from one host to another."""
+        from virtd_client._async.migrations import AsyncMigrations
+
+        return AsyncMigrations(self._transport)
 
     @cached_property
     def schedules(self) -> AsyncSchedules:

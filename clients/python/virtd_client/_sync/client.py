@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from virtd_client._sync.guests import Guests
     from virtd_client._sync.images import Images
     from virtd_client._sync.lifecycle import Trash
+    from virtd_client._sync.migrations import Migrations
     from virtd_client._sync.networks import Networks
     from virtd_client._sync.observe import Audit, Metrics
     from virtd_client._sync.resources import Hosts, Server
@@ -127,6 +128,13 @@ class Client:
         from virtd_client._sync.backups import Backups
 
         return Backups(self._transport)
+
+    @cached_property
+    def migrations(self) -> Migrations:
+        """Guests that go from one host to another."""
+        from virtd_client._sync.migrations import Migrations
+
+        return Migrations(self._transport)
 
     @cached_property
     def schedules(self) -> Schedules:

@@ -102,16 +102,21 @@ class Hosts(Service):
         uri: str,
         *,
         labels: Mapping[str, str] | None = None,
+        options: Mapping[str, str] | None = None,
         request_id: str | None = None,
         validate_only: bool = False,
     ) -> Host:
-        """Add a host and remember it; it is returned at once, CONNECTING."""
+        """Add a host and remember it; it is returned at once, CONNECTING.
+
+        :param options: what the backend defines for its hosts, such as ``tls_ca`` or ``ssh_key``.
+        """
         from virtd.v1 import host_pb2 as pb
 
         request = pb.AddHostRequest(
             host_id=host_id,
             uri=uri,
             labels=labels,
+            options=options,
             request_id=_messages.new_request_id(request_id),
             validate_only=validate_only,
         )
@@ -140,9 +145,13 @@ class Hosts(Service):
 
         return tuple((self._transport.unary(self._stub.DiagnoseHost, pb.DiagnoseHostRequest(name=name))).checks)
 
-    def capabilities(self, name: str) -> tuple[Capability, ...]:
-        """What the host can do, with level, provenance and reason."""
+    def capabilities(self, name: str, *, machine: str = "", guest: str = "") -> tuple[Capability, ...]:
+        """What the host can do, with level, provenance and reason.
+
+        :param machine: of guests of this kind instead: one of the host's ``facts.guest_kinds``.
+        :param guest: of this guest, which is of a kind: ``hosts/{host}/guests/{guest}``.
+        """
         from virtd.v1 import host_pb2 as pb
 
-        request = pb.GetCapabilitiesRequest(name=name)
+        request = pb.GetCapabilitiesRequest(name=name, machine=machine, guest=guest)
         return tuple((self._transport.unary(self._stub.GetCapabilities, request)).capabilities)

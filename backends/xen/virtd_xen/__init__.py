@@ -1,0 +1,1 @@
+"""Xen guests through libvirt."""

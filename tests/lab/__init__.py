@@ -1,0 +1,1 @@
+"""The lab: real hosts to test against, each a machine of its own under QEMU's emulation."""
